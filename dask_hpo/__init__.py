@@ -1,7 +1,7 @@
 """Asynchronous hyperparameter tuning on a Dask cluster.
 
-The public names are loaded when they are first used: a training script that imports `Reporter` loads
-neither Dask nor pandas.
+The public names are loaded when they are first used: a training script that imports `Reporter`
+loads neither Dask nor pandas.
 """
 
 from __future__ import annotations

@@ -1,0 +1,107 @@
+"""From what a person gives as the client (nothing, an address, a cluster, a client) to a client."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from distributed import Client
+from distributed.deploy.cluster import Cluster
+
+from dask_hpo.cluster.embedded import embedded_cluster
+from dask_hpo.cluster.worker import GPU
+from dask_hpo.errors import ClusterError, OptionError
+
+#: Seconds to wait for a Dask scheduler at an address before saying that there is none.
+CONNECT_TIMEOUT_S = 10
+
+
+@contextlib.contextmanager
+def connected(
+    client: Any,
+    *,
+    n_workers: int | None,
+    isolation: str,
+    resources: Mapping[str, float] | None,
+) -> Iterator[Client]:
+    """Yield a connected client, and close afterwards only what was opened for it.
+
+    Parameters
+    ----------
+    client
+        None for an embedded cluster, an address, a Dask cluster object, or a synchronous client.
+
+    Raises
+    ------
+    ClusterError
+        If nothing answers at the address, or an embedded cluster cannot offer the resources.
+    OptionError
+        If it is none of these.
+    """
+    match client:
+        case None:
+            with _embedded(n_workers, isolation, resources) as cluster, Client(cluster) as own:
+                yield own
+        case Client():
+            yield _usable(client)
+        case Cluster():
+            with Client(client) as own:
+                yield own
+        case str():
+            with _connect(client) as own:
+                yield own
+        case _:
+            raise OptionError(
+                f"client={client!r}: trials run on a Dask cluster; give a distributed.Client, an "
+                "address such as 'tcp://host:8786', a cluster object, or nothing for a local one"
+            )
+
+
+def _connect(address: str) -> Client:
+    try:
+        return Client(address, timeout=CONNECT_TIMEOUT_S)
+    except (OSError, ValueError) as error:
+        raise ClusterError(
+            f"client={address!r}: no Dask scheduler answered within {CONNECT_TIMEOUT_S} s "
+            f"({error}); check the address, and that `dask scheduler` runs there"
+        ) from error
+
+
+def _usable(client: Client) -> Client:
+    if client.asynchronous:
+        raise OptionError(
+            "client: an asynchronous client was given, and the tuner's loop is synchronous; give"
+            " a Client(address) without asynchronous=True"
+        )
+    if client.status != "running":
+        raise ClusterError(
+            f"client: its status is {client.status!r}, so it is not connected; make a new Client"
+        )
+    return client
+
+
+def _embedded(
+    n_workers: int | None, isolation: str, resources: Mapping[str, float] | None
+) -> Cluster:
+    cluster = embedded_cluster(n_workers, isolation, use_gpus=resources is None or GPU in resources)
+    offered = {
+        name
+        for spec in cluster.worker_spec.values()
+        for name in spec["options"].get("resources", {})
+    }
+    missing = sorted(set(resources or {}) - offered)
+    if missing:
+        cluster.close()
+        raise ClusterError(
+            f"resources={dict(resources or {})!r}: the local cluster of this machine offers "
+            f"{sorted(offered) or 'no resources'}, not {missing}; leave resources out, or attach "
+            "with client=ADDRESS to a cluster whose workers were started with --resources"
+        )
+    return cluster
+
+
+def default_resources(client: Client) -> dict[str, float]:
+    """Return what a trial takes if nobody said: one GPU where workers offer GPUs, else a thread."""
+    workers = client.sync(client.scheduler.identity)["workers"]
+    return {GPU: 1.0} if any(GPU in info["resources"] for info in workers.values()) else {}
