@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import warnings
 from pathlib import Path
@@ -53,7 +54,12 @@ def embedded_cluster(n_workers: int | None, isolation: str, *, use_gpus: bool) -
 
 
 def _start(workers: list[dict[str, Any]]) -> SpecCluster:
-    shared = {"host": "127.0.0.1", "dashboard": False, "memory_limit": 0}
+    shared = {
+        "host": "127.0.0.1",
+        "dashboard": False,
+        "memory_limit": 0,
+        "silence_logs": logging.ERROR,
+    }
     with warnings.catch_warnings():
         # If the usual port is taken, Dask chooses another and warns; the address is shown anyway.
         warnings.filterwarnings("ignore", message="Port 8787 is already in use")
@@ -72,5 +78,5 @@ def _start(workers: list[dict[str, Any]]) -> SpecCluster:
                 for index, options in enumerate(workers)
             },
             name="dask-hpo",
-            silence_logs=50,
+            silence_logs=logging.ERROR,
         )

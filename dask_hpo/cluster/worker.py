@@ -99,7 +99,9 @@ class TrialHost(WorkerPlugin):  # type: ignore[misc]  # distributed is not typed
         self._runs = itertools.count()
         self._outbox = Outbox(
             worker.address,
-            lambda batch: worker.log_event(settings.topic, batch),
+            # Always by way of the loop: from its own thread log_event would send at once, and
+            # overtake what another thread has handed over before.
+            lambda batch: worker.loop.add_callback(worker.log_event, settings.topic, batch),
             lambda delay, function: worker.loop.add_callback(
                 worker.loop.call_later, delay, function
             ),
@@ -174,7 +176,8 @@ class TrialHost(WorkerPlugin):  # type: ignore[misc]  # distributed is not typed
             return settings.cpus_per_trial
         here = slots_of(worker.state.total_resources, worker.state.nthreads, settings.resources)
         host = worker.address.rsplit(":", 1)[0].split("://")[-1]
-        return max(1, CPU_COUNT // max(1, here, settings.slots_by_host.get(host, 0)))
+        cpus: int = CPU_COUNT
+        return max(1, cpus // max(1, here, settings.slots_by_host.get(host, 0)))
 
 
 def host_on_this_worker(experiment: str) -> TrialHost:

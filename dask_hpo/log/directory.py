@@ -1,0 +1,191 @@
+"""Where experiments live: ``<root>/<name>/`` with the definition, the events, the end and a lock.
+
+experiment.json     the definition, written first
+events/             the Parquet parts
+output/             what trials wrote to stdout and stderr
+end.json            how it ended, written last
+lock                held by the driver that writes; the system frees it when that driver dies
+"""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+import json
+import os
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+import dask.config
+import filelock
+
+from dask_hpo.errors import ExperimentExistsError, ExperimentNotFoundError, LogError, OptionError
+from dask_hpo.log.definition import Definition
+
+_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+=-]{0,199}")
+
+
+def root_directory(root: Path | str | None = None) -> Path:
+    """Return where experiments live: ``root``, or Dask's ``hpo.path``, or ``~/dask-hpo``."""
+    return Path(dask.config.get("hpo.path", "~/dask-hpo") if root is None else root).expanduser()
+
+
+def experiment_path(name: str, root: Path | str | None = None) -> Path:
+    """Return the directory of an experiment.
+
+    Raises
+    ------
+    OptionError
+        If the name cannot be the name of a directory.
+    """
+    if not _NAME.fullmatch(name):
+        raise OptionError(
+            f"name={name!r}: the name of an experiment names its directory: letters, digits and "
+            "'_.+=-', at most 200, not beginning with a dot; give such a name"
+        )
+    return root_directory(root).absolute() / name
+
+
+def check_available(name: str, root: Path | str | None = None) -> Path:
+    """Return the directory of a new experiment.
+
+    Raises
+    ------
+    ExperimentExistsError
+        If there is an experiment of that name.
+    """
+    path = experiment_path(name, root)
+    if os.path.lexists(path):
+        raise ExperimentExistsError(
+            f"name={name!r}: {path} exists already, and an experiment never writes over another; "
+            "give another name, or remove that directory"
+        )
+    return path
+
+
+def create_experiment(definition: Definition, root: Path | str | None = None) -> Path:
+    """Make the directory of a new experiment and return it; if that fails, nothing is left.
+
+    Raises
+    ------
+    ExperimentExistsError
+        If there is an experiment of that name.
+    LogError
+        If the directory cannot be written.
+    """
+    path = check_available(definition.name, root)
+    missing = [parent for parent in path.parents if not parent.exists()]
+    try:
+        path.mkdir(parents=True)
+        (path / "events").mkdir()
+        (path / "output").mkdir()
+        (path / "experiment.json").write_text(definition.to_json(), encoding="utf-8")
+    except OSError as error:
+        shutil.rmtree(path, ignore_errors=True)
+        for parent in missing:
+            with contextlib.suppress(OSError):
+                parent.rmdir()
+        raise LogError(
+            f"{path}: the log cannot be written there ({error.strerror or error}); "
+            "give path= a directory that can be written, or set Dask's hpo.path"
+        ) from error
+    return path
+
+
+def experiments(root: Path | str | None = None) -> list[str]:
+    """Return the names of all experiments, the oldest first."""
+    folder = root_directory(root)
+    found = [p.parent for p in folder.glob("*/experiment.json")]
+    return [p.name for p in sorted(found, key=lambda p: (read_definition(p).started, p.name))]
+
+
+def find(name_or_path: str | Path, root: Path | str | None = None) -> Path:
+    """Return the directory of an existing experiment, given its name or its path.
+
+    Raises
+    ------
+    ExperimentNotFoundError
+        If there is none; names that are near are suggested.
+    """
+    as_path = Path(name_or_path).expanduser()
+    folder = root_directory(root)
+    for candidate in (folder / name_or_path, as_path):
+        if (candidate / "experiment.json").is_file():
+            return candidate.absolute()
+    names = experiments(root) if folder.is_dir() else []
+    near = difflib.get_close_matches(str(name_or_path), names, n=3)
+    hint = f"did you mean {' or '.join(near)}?" if near else "`dask hpo list` shows what there is"
+    raise ExperimentNotFoundError(
+        f"{str(name_or_path)!r}: no experiment of that name in {folder}, nor at that path; {hint}"
+    )
+
+
+def read_definition(path: Path) -> Definition:
+    """Read the definition of the experiment at a path.
+
+    Raises
+    ------
+    LogError
+        If the file is not what this package wrote.
+    """
+    file = path / "experiment.json"
+    try:
+        return Definition.from_json(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise LogError(
+            f"{file}: this is no definition of an experiment ({error}); restore the file, or "
+            "read the events beside it with any Parquet reader"
+        ) from error
+
+
+def read_end(path: Path) -> dict[str, Any] | None:
+    """Return what ``end.json`` says, or None while there is none."""
+    try:
+        end: dict[str, Any] = json.loads((path / "end.json").read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    return end
+
+
+def hold_lock(path: Path) -> filelock.BaseFileLock:
+    """Take the lock of an experiment for this process, to be released at the end.
+
+    Raises
+    ------
+    LogError
+        If another driver holds it.
+    """
+    lock = filelock.FileLock(path / "lock", thread_local=False)
+    try:
+        lock.acquire(timeout=1)
+    except filelock.Timeout as error:
+        raise LogError(
+            f"{path}: another driver is writing this experiment; wait for its end, or stop it"
+        ) from error
+    return lock
+
+
+def is_running(path: Path) -> bool:
+    """Tell whether a living driver writes the experiment."""
+    if not (path / "lock").exists():
+        return False
+    lock = filelock.FileLock(path / "lock", thread_local=False)
+    try:
+        lock.acquire(timeout=0)
+    except filelock.Timeout:
+        return True
+    except OSError:  # a directory of somebody else, read-only for us
+        return False
+    lock.release()
+    return False
+
+
+def replace_file(path: Path, content: bytes, scratch: Path) -> None:
+    """Write a file whole or not at all: to ``scratch`` on the same file system, then renamed."""
+    with scratch.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    scratch.replace(path)

@@ -1,0 +1,289 @@
+"""Writes the log: rows are queued by the loop, and a thread writes them into a part that grows.
+
+The folder of parts must be whole at every moment for readers that know nothing of this package, and
+stay so when the driver is killed. So a part is replaced atomically *under its own name* by one that
+has more rows, until it has ``PART_ROWS``; then the next name begins. No name ever vanishes and rows
+are only added: a reader that listed the folder earlier finds every file, and nothing is counted
+twice. The number of parts is rows / ``PART_ROWS``, and a flush costs at most the writing of one
+part, however long the log is.
+
+All parts have one schema, since DuckDB and Polars insist on it. When a metric appears late, the
+parts that are full are written anew with a null column: all of them first to scratch files, which
+are then renamed from the last to the first, so that the first part (from which pyarrow and DuckDB
+take the schema) never has a column that another lacks. While there is one part only, as is usual,
+nothing but that part's own replacement is needed.
+"""
+
+from __future__ import annotations
+
+import collections
+import io
+import json
+import logging
+import os
+import threading
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from dask_hpo.core.events import Configuration
+from dask_hpo.errors import LogError
+from dask_hpo.log.definition import Definition
+from dask_hpo.log.directory import hold_lock, replace_file
+from dask_hpo.log.rows import LoggedEvent, Row, new_metrics, schema_of, to_table, with_metrics
+
+logger = logging.getLogger("dask_hpo")
+
+#: Rows of a full part. Writing a part of this size takes 10 to 20 ms on one core.
+PART_ROWS = 10_000
+
+
+class LogWriter:
+    """The log of one experiment, held by its driver.
+
+    Parameters
+    ----------
+    path
+        The experiment's directory.
+    flush_interval_s
+        Rows are on disk at most so many seconds, and the time of one write, after they came.
+    part_rows
+        Rows of a full part.
+
+    Raises
+    ------
+    LogError
+        If another driver writes the experiment, or the directory cannot be written.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        definition: Definition,
+        *,
+        flush_interval_s: float = 0.5,
+        part_rows: int = PART_ROWS,
+    ) -> None:
+        self._path = path
+        self._definition = definition
+        self._flush_interval_s = flush_interval_s
+        self._part_rows = part_rows
+        self._rows: collections.deque[Row] = collections.deque()
+        self._outputs: collections.deque[tuple[str, str]] = collections.deque()
+        self._metrics = [definition.metric]
+        self._schema = schema_of(definition, self._metrics)
+        self._sealed = 0  #: parts that are full
+        self._part = self._schema.empty_table()  #: rows of the part that grows, as they are on disk
+        self._unwritten = self._part  #: rows that a full disk kept from being written
+        self._trouble = ""
+        self._bug: BaseException | None = None
+        self._writing = threading.Lock()
+        self._wake = threading.Event()
+        self._closing = threading.Event()
+        self._remove_scratch()
+        self._lock = hold_lock(path)
+        try:
+            self._write_part(self._part)
+        except OSError as error:
+            self._lock.release()
+            raise LogError(
+                f"{path}: the log cannot be written there ({error.strerror or error}); "
+                "make room, or give path= another directory"
+            ) from error
+        self._thread = threading.Thread(target=self._run, name="dask-hpo-log", daemon=True)
+        self._thread.start()
+
+    def append(
+        self,
+        event: LoggedEvent,
+        *,
+        config: Configuration,
+        value: float,
+        worker: str,
+        slots: int,
+        step: int = 0,
+    ) -> None:
+        """Queue a row; costs microseconds whatever the disk does.
+
+        Raises
+        ------
+        LogError
+            If the writing thread has failed of a bug of this package.
+        """
+        if self._bug is not None:
+            raise LogError("the log's thread has failed: a bug of dask_hpo") from self._bug
+        self._rows.append(Row(event, config, value, step, worker, slots))
+        self._wake.set()
+
+    def save_output(self, trial_id: int, attempt: int, stdout: str, stderr: str) -> None:
+        """Queue what a trial wrote, for ``output/trial-<number>-<attempt>.stdout`` and so on."""
+        for stream, text in (("stdout", stdout), ("stderr", stderr)):
+            if text:
+                self._outputs.append((f"trial-{trial_id:06d}-{attempt}.{stream}", text))
+        self._wake.set()
+
+    def flush(self) -> None:
+        """Write what is queued, now, in the calling thread."""
+        with self._writing:
+            self._write_queued()
+
+    def finish(self, status: str, reason: str, wallclock_time: float) -> None:
+        """Write how the experiment ended, behind all its rows. ``wallclock_time``: seconds.
+
+        Raises
+        ------
+        LogError
+            If rows or the end cannot be written.
+        """
+        self.flush()
+        end = {"status": status, "reason": reason, "wallclock_time": wallclock_time}
+        try:
+            if not self._unwritten_rows:
+                self._replace("end.json", json.dumps(end, indent=2).encode())
+        except OSError as error:
+            raise LogError(
+                f"{self._path}: the end of the experiment could not be written "
+                f"({error.strerror or error}); its rows are whole; make room on the disk"
+            ) from error
+
+    def close(self) -> None:
+        """Write the rest, end the thread and release the experiment.
+
+        Raises
+        ------
+        LogError
+            If rows could not be written, or the thread has failed of a bug of this package.
+        """
+        self._closing.set()
+        self._wake.set()
+        self._thread.join()
+        try:
+            if self._bug is not None:
+                raise LogError("the log's thread has failed: a bug of dask_hpo") from self._bug
+            self.flush()
+            if self._unwritten_rows:
+                raise LogError(
+                    f"{self._path}: {self._unwritten_rows} rows could not be written "
+                    f"({self._trouble}) and are lost; make room on the disk before the next run"
+                )
+        finally:
+            self._lock.release()
+
+    @property
+    def _unwritten_rows(self) -> int:
+        return len(self._unwritten) + len(self._rows)
+
+    # The thread
+
+    def _run(self) -> None:
+        try:
+            while not self._closing.is_set():
+                self._wake.wait(None if not self._unwritten_rows else self._flush_interval_s)
+                self._closing.wait(self._flush_interval_s)  # let rows gather
+                self._wake.clear()
+                self.flush()
+        except BaseException as error:  # noqa: BLE001 - shown by the next append or close
+            self._bug = error
+
+    def _write_queued(self) -> None:
+        rows = [self._rows.popleft() for _ in range(len(self._rows))]
+        late = new_metrics(rows, self._metrics)
+        if late:
+            self._metrics += late
+            self._schema = schema_of(self._definition, self._metrics)
+            self._unwritten = with_metrics(self._unwritten, self._schema)
+        if rows:
+            table = to_table(rows, self._definition, self._metrics)
+            self._unwritten = pa.concat_tables([self._unwritten, table])
+        try:
+            if self._part.schema != self._schema:
+                self._widen()
+            while len(self._unwritten):
+                self._grow()
+            self._write_outputs()
+        except OSError as error:
+            self._pause(error)
+        else:
+            self._recover()
+
+    def _grow(self) -> None:
+        """Add as many rows to the growing part as it takes."""
+        room = self._part_rows - len(self._part)
+        grown = pa.concat_tables([self._part, self._unwritten.slice(0, room)]).combine_chunks()
+        self._write_part(grown)
+        self._unwritten = self._unwritten.slice(room)
+        self._part = grown
+        if len(grown) >= self._part_rows:
+            self._sealed += 1
+            self._part = self._schema.empty_table()
+
+    def _widen(self) -> None:
+        """Give every part the columns of metrics that appeared late; see the top of this file."""
+        numbers = range(self._sealed)
+        for number in numbers:
+            table = pq.read_table(self._path / "events" / _part_name(number), partitioning=None)
+            content = _parquet(with_metrics(table, self._schema))
+            with self._scratch(_part_name(number)).open("wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+        widened = with_metrics(self._part, self._schema)
+        if len(widened) or not self._sealed:
+            self._write_part(widened)
+        for number in reversed(numbers):
+            name = _part_name(number)
+            self._scratch(name).replace(self._path / "events" / name)
+        self._part = widened
+
+    def _write_part(self, table: pa.Table) -> None:
+        self._replace(f"events/{_part_name(self._sealed)}", _parquet(table))
+
+    def _replace(self, name: str, content: bytes) -> None:
+        replace_file(self._path / name, content, self._scratch(Path(name).name))
+
+    def _scratch(self, name: str) -> Path:
+        return self._path / f".{name}.scratch"  # beside the folder of parts: no reader sees it
+
+    def _remove_scratch(self) -> None:
+        for scratch in self._path.glob(".*.scratch"):
+            scratch.unlink(missing_ok=True)
+
+    def _write_outputs(self) -> None:
+        while self._outputs:
+            name, text = self._outputs[0]
+            (self._path / "output" / name).write_text(text, encoding="utf-8", errors="replace")
+            self._outputs.popleft()
+
+    def _pause(self, error: OSError) -> None:
+        reason = str(error.strerror or error)
+        if reason != self._trouble:
+            logger.error(
+                "%s: the log cannot be written (%s). %d rows wait in memory and nothing is lost "
+                "while the driver lives; make room, and writing goes on by itself",
+                self._path,
+                reason,
+                len(self._unwritten),
+            )
+        self._trouble = reason
+
+    def _recover(self) -> None:
+        if self._trouble:
+            logger.warning("%s: the log is written again, whole", self._path)
+        self._trouble = ""
+
+
+def _part_name(number: int) -> str:
+    return f"part-{number:06d}.parquet"
+
+
+def _parquet(table: pa.Table) -> bytes:
+    buffer = io.BytesIO()
+    pq.write_table(table, buffer, compression="zstd", compression_level=1)
+    return buffer.getvalue()
+
+
+def read_events(path: Path) -> Any:
+    """Return all rows of the experiment at a path, as a pandas DataFrame in the order written."""
+    return pq.read_table(path / "events", partitioning=None).to_pandas()
