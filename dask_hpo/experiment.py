@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -131,7 +131,7 @@ class Experiment:
         reports = events[(events["kind"] == "report") | returned].copy()
         is_end = reports["kind"] == "end"
         reports.loc[is_end, "value"] = reports.loc[is_end, self._metric_column]
-        drop = ["kind", "status", "error", "traceback", "output_tail"]
+        drop = ["kind", "status", "failure", "traceback", "output_tail"]
         return reports.drop(columns=drop).reset_index(drop=True)
 
     @functools.cached_property
@@ -156,7 +156,7 @@ class Experiment:
         trials["start"] = starts["time"]
         trials["end"] = ends["time"]
         trials["duration"] = trials["end"] - trials["start"]
-        trials["error"] = ends["error"]
+        trials["failure"] = ends["failure"]
         return trials.sort_index().reset_index()
 
     @property
@@ -224,7 +224,7 @@ class Experiment:
             best=self.best,
             wallclock_time=self.wallclock_time,
             slot_utilisation=self.slot_utilisation,
-            failures=tuple(zip(failed["trial_id"].astype(int), failed["error"], strict=True)),
+            failures=tuple(zip(failed["trial_id"].astype(int), failed["failure"], strict=True)),
         )
 
     def to_json_dict(self) -> dict[str, Any]:
@@ -301,8 +301,7 @@ class Experiment:
         return self.reports[np.isfinite(self.reports["value"].to_numpy(float))]
 
     def _last(self, rows: pd.DataFrame) -> pd.DataFrame:
-        last = rows.drop_duplicates("trial_id", keep="last").set_index("trial_id")
-        return cast("pd.DataFrame", last)
+        return rows.drop_duplicates("trial_id", keep="last").set_index("trial_id")
 
     def _values(self) -> pd.DataFrame:
         """Return value, its step, the last value and the number of reports, by trial."""
@@ -325,9 +324,10 @@ class Experiment:
         if events.empty:
             return 0.0
         times = np.append(events["time"].to_numpy(float), self.wallclock_time)
-        before_first = times[0] * float(events["slots"].iloc[0])
+        before_first: float = times[0] * float(events["slots"].iloc[0])
         spans = np.clip(np.diff(times), 0, None)
-        return before_first + float(np.dot(spans, events["slots"].to_numpy(float)))
+        offered: float = spans @ events["slots"].to_numpy(float)
+        return before_first + offered
 
     def _plain(self, name: str, value: Any) -> Any:
         """Return a value of the table as the objective got it."""

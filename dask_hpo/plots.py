@@ -146,7 +146,9 @@ def slots(experiment: Experiment, ax: Axes | None = None) -> Axes:
     ax.legend(
         handles=[Patch(color=_STATES[state], label=state) for state in present],
         loc="lower right",
-        framealpha=0.9,
+        bbox_to_anchor=(1, 1),
+        ncols=len(present),
+        frameon=False,
     )
     return ax
 

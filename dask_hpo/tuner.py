@@ -278,8 +278,8 @@ class Tuner:
         statistics = self.tuning.statistics
         details = failure.traceback or failure.output
         return (
-            f"{statistics.failed} of {statistics.ended} trials failed, and "
-            f"max_failure_rate={self.stop_criterion.max_failure_rate:g}: the experiment "
+            f"{statistics.failed} trials failed and {statistics.completed} completed: with "
+            f"max_failure_rate={self.stop_criterion.max_failure_rate:g} the experiment "
             f"{self.name!r} gave up. The first was trial {trial_id}: {failure.error}\n{details}"
         ).rstrip()
 

@@ -80,16 +80,14 @@ class DaskProcesses:
         return self.client.sync(self.client.scheduler.identity)["workers"]
 
     def close(self):
+        """End the workers, then the Dask scheduler: together, each may wait for the other."""
         self.client.close()
-        for process in reversed(self.processes):
-            if process.poll() is None:
+        scheduler, *workers = self.processes
+        for processes in (workers, [scheduler]):
+            for process in processes:
                 process.send_signal(signal.SIGTERM)
-        for process in self.processes:
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                process.wait(10)
-            if process.poll() is None:
-                process.kill()
-                process.wait()
+            for process in processes:
+                process.wait(START_TIMEOUT_S)
 
 
 @pytest.fixture

@@ -1,8 +1,8 @@
 """What every searcher promises, as one suite: derive from it and say how to make the searcher.
 
-    class TestMine(SearcherConformance):
-        def make(self, space, *, seed=0, points_to_evaluate=()):
-            return MySearcher(space, seed=seed, points_to_evaluate=points_to_evaluate)
+class TestMine(SearcherConformance):
+    def make(self, space, *, seed=0, points_to_evaluate=()):
+        return MySearcher(space, seed=seed, points_to_evaluate=points_to_evaluate)
 """
 
 from __future__ import annotations

@@ -5,8 +5,11 @@ from __future__ import annotations
 import math
 import os
 import signal
+import sys
+import threading
 import time
 
+import cloudpickle
 import pandas as pd
 import pytest
 from conftest import wait_until
@@ -33,6 +36,9 @@ from dask_hpo.errors import (
     VersionMismatchError,
 )
 from dask_hpo.report import report
+
+# The workers of these tests run elsewhere and cannot import this file.
+cloudpickle.register_pickle_by_value(sys.modules[__name__])
 
 SPACE = {"x": uniform(0, 1), "n": randint(1, 5)}
 
@@ -286,7 +292,7 @@ def test_a_high_failure_rate_gives_up_with_the_first_traceback(client, tmp_path)
     assert experiment.status == "failed"
     ends = experiment.events.query("kind == 'end'")
     failed = ends[ends["status"] == "failed"]
-    assert failed["error"].str.startswith("ValueError: x is").all()
+    assert failed["failure"].str.startswith("ValueError: x is").all()
     assert failed["output_tail"].str.contains("about to fail").all()
 
 
@@ -303,7 +309,7 @@ def test_a_trial_that_ends_its_process_is_one_failed_trial(client, tmp_path):
     trials = experiment.trials
     assert set(trials.loc[trials["config_n"] == 1, "state"]) == {"failed"}
     assert set(trials.loc[trials["config_n"] != 1, "state"]) == {"completed"}
-    assert trials.loc[trials["config_n"] == 1, "error"].str.contains("status 7").all()
+    assert trials.loc[trials["config_n"] == 1, "failure"].str.contains("status 7").all()
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, "high", None])
@@ -332,7 +338,7 @@ def test_an_exception_that_only_the_trial_knows(client, tmp_path):
         class Odd(Exception):
             def __init__(self, a, b):
                 super().__init__(a)
-                self.lock = __import__("threading").Lock()
+                self.lock = threading.Lock()
 
         raise Odd("strange", 2)
 
@@ -352,7 +358,7 @@ def test_an_objective_whose_module_the_workers_lack(client, tmp_path, monkeypatc
 
 
 def test_an_objective_that_cannot_be_pickled(client, tmp_path):
-    lock = __import__("threading").Lock()
+    lock = threading.Lock()
     with pytest.raises(ObjectiveError, match="lock"):
         tuner(lambda x, n: lock, client, tmp_path).run()
 
@@ -419,8 +425,6 @@ def test_workers_that_join_and_leave(dask_processes, tmp_path, caplog):
 
     first = dask_processes.add_worker(nthreads=1)
     run = tuner(slow, dask_processes.client, tmp_path, limits={"max_wallclock_time": 120})
-    import threading
-
     thread = threading.Thread(target=lambda: seen.append(run.run()))
     thread.start()
     wait_until(lambda: run.tuning.counts["completed"] >= 1, what="a first trial")
@@ -448,8 +452,6 @@ def test_a_killed_worker_costs_an_attempt_and_nothing_else(dask_processes, tmp_p
 
     victim = dask_processes.add_worker(nthreads=1)
     dask_processes.add_worker(nthreads=1)
-    import threading
-
     space = {**SPACE, "path": str(release)}
     run = tuner(
         waits, dask_processes.client, tmp_path, space=space, limits={"max_num_trials_started": 3}
@@ -504,8 +506,6 @@ def test_gpus_are_shared_out(dask_processes, tmp_path, resources, at_once, each)
 
 def test_trials_wait_for_a_resource_that_no_worker_offers_yet(dask_processes, tmp_path, caplog):
     dask_processes.add_worker("--resources", "CPU=1")
-    import threading
-
     run = tuner(
         square,
         dask_processes.client,
@@ -545,8 +545,6 @@ def test_a_worker_with_another_version_of_the_package(dask_processes, tmp_path):
 def test_a_worker_with_another_version_that_joins_gets_no_trial(dask_processes, tmp_path, caplog):
     (tmp_path / "other.py").write_text(OTHER_VERSION)
     dask_processes.add_worker()
-    import threading
-
     run = tuner(
         lambda x, n: time.sleep(0.05) or x,
         dask_processes.client,

@@ -242,7 +242,11 @@ def test_points_become_plain_values():
     ("points", "error", "message"),
     [
         ([{"droput": 0.5}], SpaceError, "'droput' is not in the search space.*mean 'dropout'"),
-        ([{"dropout": 2}], SpaceError, r"dropout=2 is outside of uniform\(0.0, 1.0\); give a value"),
+        (
+            [{"dropout": 2}],
+            SpaceError,
+            r"dropout=2 is outside of uniform\(0.0, 1.0\); give a value",
+        ),
         ([{"units": 16.0}], SpaceError, r"units=16.0 is outside of lograndint\(8, 512\)"),
         ([{"epochs": 3}], SpaceError, "epochs=3 is not 16, the constant.*leave epochs out"),
         ([0.5], SpaceError, "0.5 is no configuration"),
@@ -331,7 +335,11 @@ def test_a_stuck_searcher_of_d2l_ends():
 @pytest.mark.parametrize(
     ("config", "error", "message"),
     [
-        ({"a": 3}, SpaceError, r"Cycle.sample_configuration\(\) gave.*a=3 is outside.*the same space"),
+        (
+            {"a": 3},
+            SpaceError,
+            r"Cycle.sample_configuration\(\) gave.*a=3 is outside.*the same space",
+        ),
         ({}, SpaceError, "no value for 'a'"),
         ([3], OptionError, "must return a dict"),
     ],

@@ -332,7 +332,10 @@ def test_other_distributions_keep_their_inverse():
     ("rv", "message"),
     [
         (scipy.stats.norm, r"norm: .*is frozen.*; call it with them, such as scipy.stats.norm\("),
-        (scipy.stats.norm(scale=-1), r"scipy.stats.norm\(scale=-1\): .*no distribution.*; give valid"),
+        (
+            scipy.stats.norm(scale=-1),
+            r"scipy.stats.norm\(scale=-1\): .*no distribution.*; give valid",
+        ),
         (scipy.stats.norm([0, 1], 1), r"scipy.stats.norm: the parameter \[0, 1\] is no number"),
         (scipy.stats.binom(3, 0.5, loc=0.5), "whole numbers.*; give a whole number as loc"),
     ],
@@ -351,7 +354,10 @@ NAN, INF = math.nan, math.inf
     ("make", "message"),
     [
         (lambda: loguniform(0, 1), r"loguniform\(0, 1\).*above 0; give a positive.*1e-06.*uniform"),
-        (lambda: lograndint(0, 9), r"lograndint\(0, 9\).*above 0; give a positive.* 1, or use rand"),
+        (
+            lambda: lograndint(0, 9),
+            r"lograndint\(0, 9\).*above 0; give a positive.* 1, or use rand",
+        ),
         (lambda: qloguniform(-1, 1, 0.1), r"qloguniform\(-1, 1\).*above 0; .*quniform"),
         (lambda: uniform(2, 1), r"uniform\(2, 1\).*must be below.*write uniform\(1, 2\)"),
         (lambda: randint(5, 5), r"randint\(5, 5\).*must be below.*plain value 5 for a constant"),
@@ -360,19 +366,31 @@ NAN, INF = math.nan, math.inf
         (lambda: uniform(0, 10**400), "uniform: the bound 10+ must be finite"),
         (lambda: uniform("0", 1), "uniform: the bound '0' is no number; give an int or a float"),
         (lambda: uniform(False, 1), "uniform: the bound False is no number"),
-        (lambda: randint(1.0, 8), "randint: the bound 1.0 is no whole number.*; give one.* uniform"),
-        (lambda: qrandint(1, 8, 0.5), "qrandint: q 0.5 is no whole number.*; .*quniform for floats"),
+        (
+            lambda: randint(1.0, 8),
+            "randint: the bound 1.0 is no whole number.*; give one.* uniform",
+        ),
+        (
+            lambda: qrandint(1, 8, 0.5),
+            "qrandint: q 0.5 is no whole number.*; .*quniform for floats",
+        ),
         (lambda: randint(True, 8), "randint: the bound True is no whole number"),
         (lambda: randint(0, 2**63), r"randint\(0, .*up to 562949953421312 steps from 0.*narrower"),
         (lambda: lograndint(1, 2**41), r"up to 1099511627776 steps from 0.*; give narrower"),
-        (lambda: quniform(0, 1, 0), r"quniform\(0, 1, 0.0\): the step q must be above 0; give a pos"),
+        (
+            lambda: quniform(0, 1, 0),
+            r"quniform\(0, 1, 0.0\): the step q must be above 0; give a pos",
+        ),
         (lambda: quniform(0, 1, -0.1), "the step q must be above 0"),
         (lambda: quniform(0, 1, NAN), "quniform: q nan must be finite"),
         (lambda: quniform(0.1, 0.2, 0.5), r"quniform\(0.1, 0.2, 0.5\).*none; give a smaller q"),
         (lambda: qrandint(1, 7, 8), r"qrandint\(1, 7, 8\).*none; give a smaller q"),
         (lambda: choice([]), r"choice\(\[\]\): .*at least one value; give some"),
         (lambda: ordinal([]), r"ordinal\(\[\]\): .*at least one value"),
-        (lambda: choice([1, 2, 1]), r"choice\(\[1, 2, 1\]\).*1 equals an earlier one; leave it out"),
+        (
+            lambda: choice([1, 2, 1]),
+            r"choice\(\[1, 2, 1\]\).*1 equals an earlier one; leave it out",
+        ),
         (lambda: choice([1, True]), "True equals an earlier one"),
         (lambda: choice("adam"), r"choice\('adam'\): the values stand in a list.*write choice\("),
         (lambda: choice({"a", "b"}), "the values stand in a list, which has an order"),
@@ -380,7 +398,10 @@ NAN, INF = math.nan, math.inf
         (lambda: choice(3), r"choice\(3\): the values stand in a list"),
         (lambda: choice([(1, 2)]), r"choice: \(1, 2\) is a tuple, but a value is None.*; give one"),
         (lambda: choice([NAN]), "choice: nan is not finite.*; give a finite number, or a string"),
-        (lambda: choice([2**70]), "choice: 1180591620717411303424 does not fit in 64 bits.*smaller"),
+        (
+            lambda: choice([2**70]),
+            "choice: 1180591620717411303424 does not fit in 64 bits.*smaller",
+        ),
     ],
 )
 def test_domains_that_break_a_rule(make, message):
@@ -430,7 +451,10 @@ CONFIG = {"learning_rate": 0.01, "batch_size": 16, "epochs": 16, "optimizer": "s
     ("config", "message"),
     [
         ({**CONFIG, "batchsize": 3}, r"'batchsize' is not in the.*\(did you mean 'batch_size'\?\)"),
-        ({**CONFIG, "zzz": 3}, "'zzz' is not in the search space; give values for learning_rate, b"),
+        (
+            {**CONFIG, "zzz": 3},
+            "'zzz' is not in the search space; give values for learning_rate, b",
+        ),
         ({**CONFIG, 3: 3}, "the name 3 is not in the search space"),
         ({"learning_rate": 0.01}, r"no value for 'batch_size'.*add.*one inside randint\(8, 128\)"),
         ({k: v for k, v in CONFIG.items() if k != "epochs"}, "no value for 'epochs'.*add.*with 16"),

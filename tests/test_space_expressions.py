@@ -161,7 +161,9 @@ def test_any_text_near_a_call_is_a_domain_a_constant_or_refused(text):
             assert str(error)
 
 
-@pytest.mark.parametrize("text", ["(" * 10_000, "choice(" * 10_000, "choice(" + "-" * 50_000 + "1)"])
+@pytest.mark.parametrize(
+    "text", ["(" * 10_000, "choice(" * 10_000, "choice(" + "-" * 50_000 + "1)"]
+)
 def test_deep_nesting_breaks_nothing(text):
     try:
         value = parse_domain(text)

@@ -29,7 +29,7 @@ FIXED: dict[str, pa.DataType] = {
     "slots": pa.int32(),
     "elapsed": pa.float64(),
     "status": pa.string(),
-    "error": pa.string(),
+    "failure": pa.string(),
     "traceback": pa.string(),
     "output_tail": pa.string(),
     "extra": pa.string(),
@@ -127,7 +127,7 @@ def _fixed_columns(
         "slots": [row.slots for row in rows],
         "elapsed": [0.0 if isinstance(event, TrialStarted) else event.elapsed for event in events],
         "status": [None if end is None else end.outcome.value for end in ends],
-        "error": [None if f is None else f.error for f in failures],
+        "failure": [None if f is None else f.error for f in failures],
         "traceback": [None if f is None else f.traceback or None for f in failures],
         "output_tail": [None if f is None else f.output or None for f in failures],
     }

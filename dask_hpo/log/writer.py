@@ -1,11 +1,11 @@
 """Writes the log: rows are queued by the loop, and a thread writes them into a part that grows.
 
-The folder of parts must be whole at every moment for readers that know nothing of this package, and
-stay so when the driver is killed. So a part is replaced atomically *under its own name* by one that
-has more rows, until it has ``PART_ROWS``; then the next name begins. No name ever vanishes and rows
-are only added: a reader that listed the folder earlier finds every file, and nothing is counted
-twice. The number of parts is rows / ``PART_ROWS``, and a flush costs at most the writing of one
-part, however long the log is.
+The folder of parts must be whole at every moment for readers that know nothing of this package,
+and stay so when the driver is killed. So a part is replaced atomically *under its own name* by a
+version that has more rows (see ``part.py``), until it is full; then the next name begins. No name
+ever vanishes and rows are only added: a reader that listed the folder earlier finds every file, and
+nothing is counted twice. The number of parts is rows / ``PART_ROWS``, and a flush costs at most the
+writing of one part, however long the log is.
 
 All parts have one schema, since DuckDB and Polars insist on it. When a metric appears late, the
 parts that are full are written anew with a null column: all of them first to scratch files, which
@@ -17,10 +17,8 @@ nothing but that part's own replacement is needed.
 from __future__ import annotations
 
 import collections
-import io
 import json
 import logging
-import os
 import threading
 from pathlib import Path
 from typing import Any
@@ -32,6 +30,7 @@ from dask_hpo.core.events import Configuration
 from dask_hpo.errors import LogError
 from dask_hpo.log.definition import Definition
 from dask_hpo.log.directory import hold_lock, replace_file
+from dask_hpo.log.part import Part
 from dask_hpo.log.rows import LoggedEvent, Row, new_metrics, schema_of, to_table, with_metrics
 
 logger = logging.getLogger("dask_hpo")
@@ -74,9 +73,10 @@ class LogWriter:
         self._outputs: collections.deque[tuple[str, str]] = collections.deque()
         self._metrics = [definition.metric]
         self._schema = schema_of(definition, self._metrics)
-        self._sealed = 0  #: parts that are full
-        self._part = self._schema.empty_table()  #: rows of the part that grows, as they are on disk
-        self._unwritten = self._part  #: rows that a full disk kept from being written
+        self._full = 0  #: parts that are full
+        self._part = Part(*self._place(0))  #: the part that grows
+        self._on_disk = self._schema.empty_table()  #: its rows
+        self._unwritten = self._on_disk  #: rows that a full disk kept from being written
         self._trouble = ""
         self._bug: BaseException | None = None
         self._writing = threading.Lock()
@@ -85,7 +85,8 @@ class LogWriter:
         self._remove_scratch()
         self._lock = hold_lock(path)
         try:
-            self._write_part(self._part)
+            self._part.prepare(self._on_disk)
+            self._part.publish()
         except OSError as error:
             self._lock.release()
             raise LogError(
@@ -141,7 +142,8 @@ class LogWriter:
         end = {"status": status, "reason": reason, "wallclock_time": wallclock_time}
         try:
             if not self._unwritten_rows:
-                self._replace("end.json", json.dumps(end, indent=2).encode())
+                content = json.dumps(end, indent=2).encode()
+                replace_file(self._path / "end.json", content, self._path / ".end.json.scratch")
         except OSError as error:
             raise LogError(
                 f"{self._path}: the end of the experiment could not be written "
@@ -198,7 +200,7 @@ class LogWriter:
             table = to_table(rows, self._definition, self._metrics)
             self._unwritten = pa.concat_tables([self._unwritten, table])
         try:
-            if self._part.schema != self._schema:
+            if self._on_disk.schema != self._schema:
                 self._widen()
             while len(self._unwritten):
                 self._grow()
@@ -210,41 +212,47 @@ class LogWriter:
 
     def _grow(self) -> None:
         """Add as many rows to the growing part as it takes."""
-        room = self._part_rows - len(self._part)
-        grown = pa.concat_tables([self._part, self._unwritten.slice(0, room)]).combine_chunks()
-        self._write_part(grown)
-        self._unwritten = self._unwritten.slice(room)
-        self._part = grown
+        take = min(self._part_rows - len(self._on_disk), len(self._unwritten))
+        grown = self._grown_by(take)
+        while not self._part.prepare(grown, whatever_its_size=len(grown) == 1):
+            if len(self._on_disk):
+                self._begin_part()
+                return
+            take //= 2
+            grown = self._grown_by(take)
+        self._part.publish()
+        self._unwritten = self._unwritten.slice(take)
+        self._on_disk = grown
         if len(grown) >= self._part_rows:
-            self._sealed += 1
-            self._part = self._schema.empty_table()
+            self._begin_part()
+
+    def _grown_by(self, rows: int) -> pa.Table:
+        return pa.concat_tables([self._on_disk, self._unwritten.slice(0, rows)]).combine_chunks()
+
+    def _begin_part(self) -> None:
+        """Call the growing part full; the next one has no file before it has a row."""
+        self._full += 1
+        self._part = Part(*self._place(self._full))
+        self._on_disk = self._schema.empty_table()
 
     def _widen(self) -> None:
         """Give every part the columns of metrics that appeared late; see the top of this file."""
-        numbers = range(self._sealed)
-        for number in numbers:
-            table = pq.read_table(self._path / "events" / _part_name(number), partitioning=None)
-            content = _parquet(with_metrics(table, self._schema))
-            with self._scratch(_part_name(number)).open("wb") as file:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
-        widened = with_metrics(self._part, self._schema)
-        if len(widened) or not self._sealed:
-            self._write_part(widened)
-        for number in reversed(numbers):
-            name = _part_name(number)
-            self._scratch(name).replace(self._path / "events" / name)
-        self._part = widened
+        parts = [Part.open(*self._place(number)) for number in range(self._full)]
+        for part in parts:
+            table = pq.read_table(part.path, partitioning=None)
+            part.prepare(with_metrics(table, self._schema), whatever_its_size=True)
+        widened = with_metrics(self._on_disk, self._schema)
+        if len(widened) or not parts:
+            self._part.prepare(widened, whatever_its_size=True)
+            self._part.publish()
+        for part in reversed(parts):
+            part.publish()
+        self._on_disk = widened
 
-    def _write_part(self, table: pa.Table) -> None:
-        self._replace(f"events/{_part_name(self._sealed)}", _parquet(table))
-
-    def _replace(self, name: str, content: bytes) -> None:
-        replace_file(self._path / name, content, self._scratch(Path(name).name))
-
-    def _scratch(self, name: str) -> Path:
-        return self._path / f".{name}.scratch"  # beside the folder of parts: no reader sees it
+    def _place(self, number: int) -> tuple[Path, Path]:
+        """Return where a part stands, and where its next version is prepared, unseen by readers."""
+        name = f"part-{number:06d}.parquet"
+        return self._path / "events" / name, self._path / f".{name}.scratch"
 
     def _remove_scratch(self) -> None:
         for scratch in self._path.glob(".*.scratch"):
@@ -272,16 +280,6 @@ class LogWriter:
         if self._trouble:
             logger.warning("%s: the log is written again, whole", self._path)
         self._trouble = ""
-
-
-def _part_name(number: int) -> str:
-    return f"part-{number:06d}.parquet"
-
-
-def _parquet(table: pa.Table) -> bytes:
-    buffer = io.BytesIO()
-    pq.write_table(table, buffer, compression="zstd", compression_level=1)
-    return buffer.getvalue()
 
 
 def read_events(path: Path) -> Any:
