@@ -11,7 +11,7 @@ HPOError
 │   └── ExperimentNotFoundError         no experiment of that name or at that path
 └── TooManyFailuresError                the experiment gave up early; carries the first traceback
 
-IllegalTransitionError (a RuntimeError) is not one of them: it is a bug of ours, never a user's error.
+IllegalTransitionError (a RuntimeError) is none of them: it is a bug of ours, no user's error.
 TrialStopped derives from BaseException, as KeyboardInterrupt does, so that a training loop that
 catches Exception still ends when the driver says stop.
 
@@ -66,4 +66,4 @@ class IllegalTransitionError(RuntimeError):
 
 
 class TrialStopped(BaseException):
-    """Raised by ``report()`` in a trial that runs in a worker's thread when the driver stopped it."""
+    """Raised by ``report()`` in a trial in a worker's thread when the driver stopped it."""

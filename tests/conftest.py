@@ -80,14 +80,10 @@ class DaskProcesses:
         return self.client.sync(self.client.scheduler.identity)["workers"]
 
     def close(self):
-        """End the workers, then the Dask scheduler: together, each may wait for the other."""
-        self.client.close()
-        scheduler, *workers = self.processes
-        for processes in (workers, [scheduler]):
-            for process in processes:
-                process.send_signal(signal.SIGTERM)
-            for process in processes:
-                process.wait(START_TIMEOUT_S)
+        """End everything through the Dask scheduler; a signal may leave a worker waiting for it."""
+        self.client.shutdown()
+        for process in self.processes:
+            process.wait(START_TIMEOUT_S)
 
 
 @pytest.fixture

@@ -22,7 +22,7 @@ from typing import Any
 from distributed import Client, Future, as_completed
 
 from dask_hpo.cluster.messages import Message, failure_of
-from dask_hpo.cluster.worker import End, Settings, TrialTask, stop_trials
+from dask_hpo.cluster.worker import End, Settings, TrialTask, stop_trials, worker_of
 from dask_hpo.cluster.workers import WorkerWatch
 from dask_hpo.core.events import (
     Command,
@@ -70,6 +70,15 @@ class Batch:
 
 
 @dataclass(frozen=True, slots=True)
+class WorkersChanged:
+    """So many slots there are now, and these workers are gone."""
+
+    now: float
+    slots: int
+    gone: frozenset[str]
+
+
+@dataclass(frozen=True, slots=True)
 class Completed:
     """A future that resolved.
 
@@ -114,14 +123,16 @@ class DaskBackend:
         self._settings = settings
         self._clock = clock
         self._on_output = on_output
-        self._queue: queue.SimpleQueue[Batch | Completed | Event] = queue.SimpleQueue()
+        self._queue: queue.SimpleQueue[Batch | Completed | WorkersChanged | Event] = (
+            queue.SimpleQueue()
+        )
         self._flights: dict[int, Flight] = {}
         self._by_key: dict[str, Flight] = {}
         self._warned: set[str] = set()  #: each warning of a worker is shown once
         self._completed = as_completed(loop=client.loop)
         self._something_to_await = asyncio.Event()
         self._pump: asyncio.Future[None] | None = None
-        self._workers = WorkerWatch(client, settings, max_slots, self._slots_changed)
+        self._workers = WorkerWatch(client, settings, max_slots, self._workers_changed)
 
     # Life
 
@@ -176,15 +187,25 @@ class DaskBackend:
         """Take a batch of messages, on the client's event loop: it must cost nothing here."""
         self._queue.put(Batch(self._clock(), event[1]))
 
-    def _slots_changed(self, slots: int) -> None:
-        self._queue.put(SlotsChanged(self._clock(), slots))
+    def _workers_changed(self, slots: int, gone: frozenset[str]) -> None:
+        self._queue.put(WorkersChanged(self._clock(), slots, gone))
 
-    def _events_of(self, item: Batch | Completed | Event) -> list[Event]:
+    def _events_of(self, item: Batch | Completed | WorkersChanged | Event) -> list[Event]:
         if isinstance(item, Batch):
             return self._events_of_batch(item)
         if isinstance(item, Completed):
             return self._events_of_completed(item)
+        if isinstance(item, WorkersChanged):
+            return self._events_of_change(item)
         return [item]
+
+    def _events_of_change(self, change: WorkersChanged) -> list[Event]:
+        lost: list[Event] = [
+            self._lose_run(flight, change.now)
+            for flight in self._flights.values()
+            if flight.worker in change.gone
+        ]
+        return [*lost, SlotsChanged(change.now, change.slots)]
 
     def _events_of_batch(self, batch: Batch) -> list[Event]:
         events: list[Event] = []
@@ -193,17 +214,15 @@ class DaskBackend:
             if flight is None:
                 continue
             now = batch.heard - (batch.content["sent"] - message["at"])
-            events += self._events_of_message(flight, message, now, batch.content["worker"])
+            events += self._events_of_message(flight, message, now)
         return events
 
-    def _events_of_message(
-        self, flight: Flight, message: Message, now: float, worker: str
-    ) -> list[Event]:
+    def _events_of_message(self, flight: Flight, message: Message, now: float) -> list[Event]:
         events: list[Event] = []
         if message["run"] != flight.run:
             if message["kind"] != "started":
                 return []  # late news of a run that is over
-            events += self._begin_run(flight, message["run"], worker, now)
+            events += self._begin_run(flight, message["run"], now)
         elif message["kind"] == "reported":
             events.append(
                 Reported(
@@ -219,22 +238,23 @@ class DaskBackend:
             flight.end = message
         return events
 
-    def _begin_run(self, flight: Flight, run: str, worker: str, now: float) -> list[Event]:
-        """Note that the task runs; if it ran before, that worker is gone and this one starts anew."""
-        events: list[Event] = []
-        if flight.run:
-            why = f"WorkerLost: the worker {flight.worker} that ran this attempt is gone"
-            events.append(
-                TrialEnded(now, flight.trial_id, flight.attempt, Outcome.LOST, failure=Failure(why))
-            )
-            flight.attempt += 1
-            flight.unclaimed = True
-            flight.end = None
-        flight.run, flight.worker = run, worker
-        events.append(TrialStarted(now, flight.trial_id, flight.attempt, worker))
+    def _begin_run(self, flight: Flight, run: str, now: float) -> list[Event]:
+        """Note that the task runs; if it ran before, that worker is gone and this one is new."""
+        events: list[Event] = [self._lose_run(flight, now)] if flight.run else []
+        flight.run, flight.worker = run, worker_of(run)
+        events.append(TrialStarted(now, flight.trial_id, flight.attempt, flight.worker))
         if flight.stopping:
             self._send_stop([flight])
         return events
+
+    def _lose_run(self, flight: Flight, now: float) -> TrialEnded:
+        """Note that a run is lost with its worker. Dask runs the task again: the next attempt."""
+        why = Failure(f"WorkerLost: the worker {flight.worker} that ran this attempt is gone")
+        lost = TrialEnded(now, flight.trial_id, flight.attempt, Outcome.LOST, failure=why)
+        flight.attempt += 1
+        flight.unclaimed = True
+        flight.run, flight.worker, flight.end = "", "", None
+        return lost
 
     def _events_of_completed(self, completed: Completed) -> list[Event]:
         flight = self._by_key.get(completed.future.key)
@@ -251,7 +271,7 @@ class DaskBackend:
             return [self._end_without_result(flight, completed.error, now)]
         events: list[Event] = []
         if end["run"] != flight.run:  # its start was not heard: the messages were lost on the way
-            events += self._begin_run(flight, end["run"], "", now - end["elapsed"])
+            events += self._begin_run(flight, end["run"], now - end["elapsed"])
         self._warn(end["warning"])
         if completed.end is not None:
             stdout, stderr = completed.end.stdout, completed.end.stderr

@@ -134,7 +134,10 @@ def _option_text(value: Any) -> str:
 
 def _prepare(job: Job) -> None:
     """Make this process the trial's: folder, environment, streams, randomness, threads."""
-    os.chdir(job.directory)
+    if job.kind == "script":
+        # With its files around it. A function stays in the worker's folder, as any Dask task does.
+        os.chdir(job.directory)
+        os.environ["PWD"] = job.directory
     _set_environment(job)
     sys.path.extend(entry for entry in job.path if entry not in sys.path)
     sys.argv = [job.script or "objective"]
@@ -157,7 +160,6 @@ def _stream(descriptor: int) -> io.TextIOWrapper:
 def _set_environment(job: Job) -> None:
     os.environ["DASK_HPO_TRIAL_ID"] = str(job.trial_id)
     os.environ["DASK_HPO_ATTEMPT"] = str(job.attempt)
-    os.environ["PWD"] = job.directory
     if job.devices is not None:
         os.environ["CUDA_VISIBLE_DEVICES"] = job.devices
 

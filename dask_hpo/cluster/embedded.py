@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import warnings
 from pathlib import Path
 from typing import Any
 
 from dask.system import CPU_COUNT
-from distributed import Nanny, Scheduler, SpecCluster
+from distributed import Nanny, Scheduler, SpecCluster, Worker
 
 from dask_hpo.errors import OptionError
 
@@ -53,12 +54,18 @@ def embedded_cluster(n_workers: int | None, isolation: str, *, use_gpus: bool) -
     return _start(workers)
 
 
+def dask_setup(worker: Worker) -> None:  # noqa: ARG001 - what Dask calls when it preloads this
+    """Leave Ctrl-C to the driver: a terminal sends it to every process that it started."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
 def _start(workers: list[dict[str, Any]]) -> SpecCluster:
     shared = {
         "host": "127.0.0.1",
         "dashboard": False,
         "memory_limit": 0,
         "silence_logs": logging.ERROR,
+        "preload": [__name__],
     }
     with warnings.catch_warnings():
         # If the usual port is taken, Dask chooses another and warns; the address is shown anyway.

@@ -65,6 +65,16 @@ def plugin_name(experiment: str) -> str:
     return f"dask-hpo-{experiment}"
 
 
+def run_name(worker: str, number: int) -> str:
+    """Name an execution as no other is named, not even after a restart at its address."""
+    return f"{worker}/{os.getpid()}/{number}"
+
+
+def worker_of(run: str) -> str:
+    """Return the address of the worker of an execution."""
+    return run.rsplit("/", 2)[0]
+
+
 @dataclass(frozen=True, slots=True)
 class End:
     """A task's result: the ``ended`` message, and what the trial wrote to stdout and stderr."""
@@ -79,6 +89,7 @@ class TrialHost(WorkerPlugin):  # type: ignore[misc]  # distributed is not typed
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
+        self._runner: Runner | None = None  #: stays None where the worker cannot run trials
 
     def setup(self, worker: Worker) -> None:
         """Get ready on a worker.
@@ -113,11 +124,17 @@ class TrialHost(WorkerPlugin):  # type: ignore[misc]  # distributed is not typed
 
     def teardown(self, worker: Worker) -> None:  # noqa: ARG002 - the signature is Dask's
         """End what still runs."""
-        self._runner.close()
+        if self._runner is not None:
+            self._runner.close()
+
+    @property
+    def ready(self) -> bool:
+        """Whether this worker can run trials."""
+        return self._runner is not None
 
     def run(self, trial_id: int, attempt: int, config: Configuration) -> End:
         """Run one trial and return its end; everything it reports is sent on the way."""
-        run = f"{self._address}/{os.getpid()}/{next(self._runs)}"
+        run = run_name(self._address, next(self._runs))
         outbox = self._outbox
 
         def on_report(step: int, metrics: Mapping[str, Scalar], elapsed: float) -> None:
@@ -126,6 +143,7 @@ class TrialHost(WorkerPlugin):  # type: ignore[misc]  # distributed is not typed
         def on_started() -> None:
             outbox.post(messages.started(trial_id, run))
 
+        assert self._runner is not None
         devices = self._devices.acquire(self._gpus) if self._gpus else None
         try:
             request = TrialRequest(
@@ -141,7 +159,7 @@ class TrialHost(WorkerPlugin):  # type: ignore[misc]  # distributed is not typed
 
     def stop(self, trial_id: int, attempt: int) -> bool:
         """Stop an attempt that runs here; False if none does."""
-        return self._runner.stop(trial_id, attempt)
+        return self._runner is not None and self._runner.stop(trial_id, attempt)
 
     def _end(self, trial_id: int, run: str, result: TrialResult) -> End:
         has_output = bool(result.stdout or result.stderr)
@@ -161,13 +179,15 @@ class TrialHost(WorkerPlugin):  # type: ignore[misc]  # distributed is not typed
         settings = self.settings
         if settings.isolation == "thread":
             return ThreadRunner(settings.payload, metric=settings.metric)
-        return ProcessRunner(
+        runner = ProcessRunner(
             settings.payload,
             metric=settings.metric,
             cpu_threads=self._cpu_threads(worker),
             method="fork" if settings.isolation == "process" else "spawn",
             grace_period_s=settings.grace_period_s,
         )
+        runner.warm_up()
+        return runner
 
     def _cpu_threads(self, worker: Worker) -> int:
         """Share the machine's CPUs out by slot, instead of every trial taking all of them."""
@@ -190,7 +210,7 @@ def host_on_this_worker(experiment: str) -> TrialHost:
     """
     worker = get_worker()
     host = worker.plugins.get(plugin_name(experiment))
-    if host is None or not hasattr(host, "_runner"):
+    if host is None or not host.ready:
         raise VersionMismatchError(
             f"the worker {worker.address} is not ready for trials of {experiment!r}: its log says "
             f"why; it needs dask_hpo {__version__} and the packages that the objective imports"
@@ -201,7 +221,8 @@ def host_on_this_worker(experiment: str) -> TrialHost:
 
 def is_ready(experiment: str, dask_worker: Any) -> bool:
     """Tell whether the worker that this is sent to can run trials of an experiment."""
-    return hasattr(dask_worker.plugins.get(plugin_name(experiment)), "_runner")
+    host = dask_worker.plugins.get(plugin_name(experiment))
+    return host is not None and host.ready
 
 
 def run_trial(experiment: str, trial_id: int, attempt: int, config: Configuration) -> End:

@@ -47,8 +47,9 @@ class WorkerWatch:
     ----------
     max_slots
         Use at most so many slots; None: all.
-    on_slots
-        Called with the number of slots whenever it changes, in no particular thread.
+    on_change
+        Called with the number of slots, and the addresses of workers that are gone, whenever either
+        changes; in no particular thread.
     """
 
     def __init__(
@@ -56,12 +57,12 @@ class WorkerWatch:
         client: Client,
         settings: Settings,
         max_slots: int | None,
-        on_slots: Callable[[int], None],
+        on_change: Callable[[int, frozenset[str]], None],
     ) -> None:
         self._client = client
         self._settings = settings
         self._max_slots = max_slots
-        self._on_slots = on_slots
+        self._on_change = on_change
         self._accepted: dict[str, WorkerInfo] = {}
         self._refused: set[str] = set()
         self._slots = -1
@@ -86,7 +87,7 @@ class WorkerWatch:
         self._check_python(self._client.run(platform.python_version))
         self._register(workers)
         self._accepted = workers
-        self._announce(first=True)
+        self._announce(frozenset(), first=True)
         self._client.loop.add_callback(self._start_polling)
 
     def close(self) -> None:
@@ -152,8 +153,9 @@ class WorkerWatch:
         if new:
             await self._check_newcomers(sorted(new))
         self._refused &= workers.keys()
+        gone = frozenset(self._accepted.keys() - workers.keys())
         self._accepted = {a: info for a, info in workers.items() if a not in self._refused}
-        self._announce()
+        self._announce(gone)
 
     async def _check_newcomers(self, addresses: list[str]) -> None:
         """Refuse those that cannot run trials, and say so; the run goes on without them."""
@@ -172,22 +174,20 @@ class WorkerWatch:
             if ready.get(address) is not True:
                 self._refused.add(address)
                 logger.warning(
-                    "the worker %s has joined but gets no trials: it runs Python %s (the driver: "
-                    "%s) and is %s for dask_hpo %s; give it the driver's versions",
+                    "the worker %s has joined but gets no trials: it must run Python %s (it runs %s) "
+                    "and dask_hpo %s (its log says what is wrong); give it the driver's versions",
                     address,
-                    versions.get(address),
                     platform.python_version(),
-                    "ready" if address in ready else "not ready",
+                    versions.get(address),
                     self._settings.version,
                 )
 
-    def _announce(self, *, first: bool = False) -> None:
+    def _announce(self, gone: frozenset[str], *, first: bool = False) -> None:
         offered = sum(self._slots_on(info) for info in self._accepted.values())
         slots = offered if self._max_slots is None else min(offered, self._max_slots)
-        if slots == self._slots:
+        if slots == self._slots and not gone:
             return
-        self._slots = slots
-        if slots == 0:
+        if slots == 0 != self._slots:
             logger.warning("%s", self._nothing_fits())
         elif first and self._max_slots is not None and offered < self._max_slots:
             logger.warning(
@@ -198,7 +198,8 @@ class WorkerWatch:
                 describe_offers(self._accepted),
                 offered,
             )
-        self._on_slots(slots)
+        self._slots = slots
+        self._on_change(slots, gone)
 
     def _nothing_fits(self) -> str:
         needs = ", ".join(f"{k}={v:g}" for k, v in self._settings.resources.items()) or "a thread"

@@ -1,7 +1,7 @@
 """A trial: one configuration with a number, its states, and the table of its transitions.
 
-Everything about a trial's state stands in this file. ``TRANSITIONS`` is the whole truth: what is not
-in it cannot happen, and asking for it raises and changes nothing.
+Everything about a trial's state stands in this file. ``TRANSITIONS`` is the whole truth: what is
+not in it cannot happen, and asking for it raises and changes nothing.
 
     SUBMITTED ──start──► RUNNING ──────────────► COMPLETED
         │  ▲                │ │
@@ -10,8 +10,8 @@ in it cannot happen, and asking for it raises and changes nothing.
         └──────stop──► STOPPING ──stopped──────► STOPPED
 
 An attempt that is lost (its worker died) puts its trial back to SUBMITTED, for the next attempt; a
-trial that was to be stopped anyway is then simply STOPPED. A stop is a request: a trial may complete
-or fail before it takes effect, and what it did then counts.
+trial that was to be stopped anyway is then simply STOPPED. A stop is a request: a trial may
+complete or fail before it takes effect, and what it did then counts.
 """
 
 from __future__ import annotations

@@ -1,11 +1,11 @@
 """The tuning state machine: events in, commands out. It alone changes the state of an experiment.
 
-The driver's loop feeds it what the cluster says, the simulator what its virtual clock says, a test a
-list. It knows nothing of either: time arrives in the events, and a command is only a wish.
+The driver's loop feeds it what the cluster says, the simulator what its virtual clock says, a test
+a list. It knows nothing of either: time arrives in the events, and a command is only a wish.
 
 One event is one step of ``handle``:
 
-1. the event changes its trial by the table in ``trial.py``, and the searcher and the scheduler learn;
+1. the event changes its trial by the table in ``trial.py``; searcher and scheduler learn;
 2. the stopping criterion is asked, and once it is met running trials are stopped or awaited;
 3. free slots are filled;
 4. when nothing runs and nothing is to come, ``Finish`` is the last command.
@@ -46,7 +46,7 @@ from dask_hpo.core.trial import Happening, Trial, TrialState
 
 OnStop = Literal["stop", "wait"]
 
-#: Whatever ``on_stop`` says, these let running trials end by themselves: nothing is wrong with them.
+#: Whatever ``on_stop`` says, these let running trials end by themselves: all is well with them.
 _ALWAYS_AWAIT = frozenset({StopReason.MAX_NUM_TRIALS_STARTED, StopReason.EXHAUSTED})
 #: And these stop them: a person asked, or what they do is of no use.
 _ALWAYS_STOP = frozenset({StopReason.INTERRUPTED, StopReason.FAILURE_RATE})
@@ -211,7 +211,7 @@ class Tuning:
         return [record, StartTrial(trial.trial_id, trial.attempt, trial.config)]
 
     def _judge(self, event: TrialEnded, trial: Trial) -> TrialEnded:
-        """Call a trial that never gave the metric what it is: failed, with the names it did give."""
+        """Call a trial that never gave the metric what it is: failed, and say what it gave."""
         if event.outcome is not Outcome.COMPLETED or trial.evaluated:
             return event
         if self._metric.name in event.metrics:

@@ -123,7 +123,7 @@ def _fixed_columns(
         "value": [
             None if isinstance(row.event, TrialStarted) else float(row.value) for row in rows
         ],
-        "worker": [row.worker for row in rows],
+        "worker": [row.worker or None for row in rows],
         "slots": [row.slots for row in rows],
         "elapsed": [0.0 if isinstance(event, TrialStarted) else event.elapsed for event in events],
         "status": [None if end is None else end.outcome.value for end in ends],

@@ -29,7 +29,7 @@ import pyarrow.parquet as pq
 from dask_hpo.core.events import Configuration
 from dask_hpo.errors import LogError
 from dask_hpo.log.definition import Definition
-from dask_hpo.log.directory import hold_lock, replace_file
+from dask_hpo.log.directory import hold_lock, read_definition, replace_file
 from dask_hpo.log.part import Part
 from dask_hpo.log.rows import LoggedEvent, Row, new_metrics, schema_of, to_table, with_metrics
 
@@ -284,4 +284,8 @@ class LogWriter:
 
 def read_events(path: Path) -> Any:
     """Return all rows of the experiment at a path, as a pandas DataFrame in the order written."""
-    return pq.read_table(path / "events", partitioning=None).to_pandas()
+    table = pq.read_table(path / "events", partitioning=None)
+    if not table.column_names:  # the experiment began a moment ago: there is no part yet
+        definition = read_definition(path)
+        table = schema_of(definition, [definition.metric]).empty_table()
+    return table.to_pandas()
