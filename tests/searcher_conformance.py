@@ -72,7 +72,7 @@ def key(config):
 
 
 class SearcherConformance:
-    """Tests that hold for every searcher. ``learns``: whether observations change what it proposes."""
+    """Tests that hold for every searcher. ``learns``: observations change what it proposes."""
 
     learns = False
     grid = False  #: exhausts an infinite space, too

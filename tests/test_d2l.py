@@ -9,9 +9,9 @@ import pytest
 
 pytest.importorskip("d2l", reason="d2l 1.0.3 needs the old packages of tests/requirements-d2l.txt")
 
-from test_run import tuner  # noqa: E402 - behind the skip
+from test_run import tuner
 
-from dask_hpo import uniform  # noqa: E402
+from dask_hpo import uniform
 
 cloudpickle.register_pickle_by_value(sys.modules[__name__])
 

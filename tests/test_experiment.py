@@ -1,7 +1,8 @@
-"""What people read of an experiment, against what was written; and pictures that are really drawn."""
+"""What people read of an experiment, against what was written; and its pictures, drawn."""
 
 from __future__ import annotations
 
+import itertools
 import math
 import warnings
 
@@ -216,7 +217,7 @@ def test_no_two_attempts_share_a_slot(drawn):
         by_lane.setdefault(lane, []).append((bar.get_x(), bar.get_x() + bar.get_width()))
     for spans in by_lane.values():
         spans.sort()
-        for (_, end), (start, _) in zip(spans, spans[1:], strict=False):
+        for (_, end), (start, _) in itertools.pairwise(spans):
             assert end <= start + 1e-2
     mpl.pyplot.close(ax.figure)
 

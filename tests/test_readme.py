@@ -26,7 +26,9 @@ def block(language, containing):
 
 @pytest.fixture
 def training_script(tmp_path):
-    script = block("python", "argparse").replace("error = ...", "error = args.learning_rate / epoch")
+    script = block("python", "argparse").replace(
+        "error = ...", "error = args.learning_rate / epoch"
+    )
     (tmp_path / "train_script.py").write_text(script)
     return tmp_path
 
@@ -37,7 +39,9 @@ def environment(folder):
 
 def test_the_example(training_script):
     code = block("python", "n_workers=4").replace("600", "4")
-    guarded = "if __name__ == '__main__':\n" + "".join(f"    {line}\n" for line in code.splitlines())
+    guarded = "if __name__ == '__main__':\n" + "".join(
+        f"    {line}\n" for line in code.splitlines()
+    )
     (training_script / "main.py").write_text(guarded)
     done = subprocess.run(
         [sys.executable, "-W", "error::UserWarning", "main.py"],

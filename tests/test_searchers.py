@@ -206,14 +206,14 @@ def test_a_scan_meets_each_number_once(size):
 
 @pytest.mark.parametrize("number", [0, -1, 2.5, True, "5", {"c": 0}])
 def test_numbers_per_domain_are_checked(number):
-    with pytest.raises(OptionError, match="num_per_domain=.*give one such as 5"):
+    with pytest.raises(OptionError, match=r"num_per_domain=.*give one such as 5"):
         GridSearcher({"c": uniform(0, 1)}, num_per_domain=number)
 
 
 def test_numbers_for_unknown_and_forgotten_names():
     with pytest.raises(OptionError, match="'x' is no domain of the space; give numbers for c"):
         GridSearcher({"c": uniform(0, 1)}, num_per_domain={"x": 3})
-    with pytest.raises(OptionError, match="'c' has infinitely many values.*add 'c': 5"):
+    with pytest.raises(OptionError, match=r"'c' has infinitely many values.*add 'c': 5"):
         GridSearcher({"c": uniform(0, 1), "d": uniform(0, 1)}, num_per_domain={"d": 3})
 
 

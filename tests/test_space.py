@@ -379,7 +379,7 @@ NAN, INF = math.nan, math.inf
         (lambda: lograndint(1, 2**41), r"up to 1099511627776 steps from 0.*; give narrower"),
         (
             lambda: quniform(0, 1, 0),
-            r"quniform\(0, 1, 0.0\): the step q must be above 0; give a pos",
+            r"quniform\(0.0, 1.0, 0.0\): the step q must be above 0; give a pos",
         ),
         (lambda: quniform(0, 1, -0.1), "the step q must be above 0"),
         (lambda: quniform(0, 1, NAN), "quniform: q nan must be finite"),
@@ -525,8 +525,10 @@ def test_points_that_are_not_of_the_cube(point, message):
         SPACE.from_unit(point)
 
 
-@given(st.dictionaries(st.from_regex(r"p_[a-z]{1,5}", fullmatch=True), DOMAINS, min_size=1, max_size=5),
-       st.integers(0, 2**32))  # fmt: skip
+NAMES = st.from_regex(r"p_[a-z]{1,5}", fullmatch=True)
+
+
+@given(st.dictionaries(NAMES, DOMAINS, min_size=1, max_size=5), st.integers(0, 2**32))
 def test_samples_are_valid_and_the_definitions_are_read_back(definition, seed):
     space = SearchSpace({**definition, "k": 1})
     config = space.sample(np.random.default_rng(seed))
@@ -568,7 +570,7 @@ def test_numpy_scalars_and_enumerations_become_plain_values():
         {
             "a": np.float64(0.5),
             "b": np.int8(3),
-            "c": np.bool_(True),  # noqa: FBT003
+            "c": np.bool_(True),
             "d": Colour.RED,
             "e": Number.TWO,
             "f": choice(np.array([1, 2])),

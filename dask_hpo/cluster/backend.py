@@ -15,6 +15,7 @@ import asyncio
 import logging
 import pickle
 import queue
+from collections import defaultdict, deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -44,21 +45,16 @@ logger = logging.getLogger("dask_hpo")
 
 @dataclass(slots=True)
 class Flight:
-    """A trial's task that is with Dask.
-
-    ``submitted_as`` is the attempt the task was submitted as. When Dask runs the task again by
-    itself, ``attempt`` moves on and the task stays the same.
-    """
+    """An attempt whose task is with Dask, and what was heard of it."""
 
     trial_id: int
     attempt: int
-    submitted_as: int
     future: Future
+    allowed: frozenset[str]  #: the workers that it was submitted to
     run: str = ""
     worker: str = ""
     end: Message | None = None
     stopping: bool = False
-    unclaimed: bool = False  #: runs again, but the state machine has not asked for that yet
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,11 +67,12 @@ class Batch:
 
 @dataclass(frozen=True, slots=True)
 class WorkersChanged:
-    """So many slots there are now, and these workers are gone."""
+    """So many slots there are now; these workers are gone, and those are there."""
 
     now: float
     slots: int
     gone: frozenset[str]
+    present: frozenset[str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,7 +123,8 @@ class DaskBackend:
         self._queue: queue.SimpleQueue[Batch | Completed | WorkersChanged | Event] = (
             queue.SimpleQueue()
         )
-        self._flights: dict[int, Flight] = {}
+        self._flights: dict[tuple[int, int], Flight] = {}  #: by trial number and attempt
+        self._stops: defaultdict[str, deque[tuple[int, int]]] = defaultdict(deque)  #: by worker
         self._by_key: dict[str, Flight] = {}
         self._warned: set[str] = set()  #: each warning of a worker is shown once
         self._completed = as_completed(loop=client.loop)
@@ -188,7 +186,8 @@ class DaskBackend:
         self._queue.put(Batch(self._clock(), event[1]))
 
     def _workers_changed(self, slots: int, gone: frozenset[str]) -> None:
-        self._queue.put(WorkersChanged(self._clock(), slots, gone))
+        present = self._workers.accepted
+        self._queue.put(WorkersChanged(self._clock(), slots, gone, present))
 
     def _events_of(self, item: Batch | Completed | WorkersChanged | Event) -> list[Event]:
         if isinstance(item, Batch):
@@ -201,60 +200,68 @@ class DaskBackend:
 
     def _events_of_change(self, change: WorkersChanged) -> list[Event]:
         lost: list[Event] = [
-            self._lose_run(flight, change.now)
-            for flight in self._flights.values()
-            if flight.worker in change.gone
+            self._lose(flight, change.now)
+            for flight in list(self._flights.values())
+            if self._is_gone(flight, change)
         ]
         return [*lost, SlotsChanged(change.now, change.slots)]
 
     def _events_of_batch(self, batch: Batch) -> list[Event]:
         events: list[Event] = []
         for message in batch.content["messages"]:
-            flight = self._flights.get(message["trial_id"])
-            if flight is None:
-                continue
             now = batch.heard - (batch.content["sent"] - message["at"])
-            events += self._events_of_message(flight, message, now)
+            flight = self._flights.get((message["trial_id"], message["attempt"]))
+            if flight is not None:
+                events += self._events_of_message(flight, message, now)
+            elif message["kind"] == "started":  # Dask runs a task again that we gave up
+                self._send_stop(worker_of(message["run"]), message["trial_id"], message["attempt"])
         return events
 
     def _events_of_message(self, flight: Flight, message: Message, now: float) -> list[Event]:
-        events: list[Event] = []
-        if message["run"] != flight.run:
-            if message["kind"] != "started":
-                return []  # late news of a run that is over
-            events += self._begin_run(flight, message["run"], now)
-        elif message["kind"] == "reported":
-            events.append(
-                Reported(
-                    now,
-                    flight.trial_id,
-                    flight.attempt,
-                    message["step"],
-                    message["metrics"],
-                    message["elapsed"],
-                )
-            )
-        elif message["kind"] == "ended":
-            flight.end = message
-        return events
+        match message["kind"]:
+            case "started" if not flight.run:
+                return [self._begin(flight, message["run"], now)]
+            case "started":
+                # The attempt's worker is gone, and Dask runs the task again. Attempts are ours.
+                self._send_stop(worker_of(message["run"]), flight.trial_id, flight.attempt)
+                return [self._lose(flight, now)]
+            case "reported" if message["run"] == flight.run:
+                return [
+                    Reported(
+                        now,
+                        flight.trial_id,
+                        flight.attempt,
+                        message["step"],
+                        message["metrics"],
+                        message["elapsed"],
+                    )
+                ]
+            case "ended" if message["run"] == flight.run:
+                flight.end = message
+        return []
 
-    def _begin_run(self, flight: Flight, run: str, now: float) -> list[Event]:
-        """Note that the task runs; if it ran before, that worker is gone and this one is new."""
-        events: list[Event] = [self._lose_run(flight, now)] if flight.run else []
+    @staticmethod
+    def _is_gone(flight: Flight, change: WorkersChanged) -> bool:
+        """Tell whether the worker that runs an attempt left, or all that might have run it did."""
+        if flight.worker:
+            return flight.worker in change.gone
+        return flight.allowed.isdisjoint(change.present)
+
+    def _begin(self, flight: Flight, run: str, now: float) -> TrialStarted:
         flight.run, flight.worker = run, worker_of(run)
-        events.append(TrialStarted(now, flight.trial_id, flight.attempt, flight.worker))
         if flight.stopping:
-            self._send_stop([flight])
-        return events
+            self._send_stop(flight.worker, flight.trial_id, flight.attempt)
+        return TrialStarted(now, flight.trial_id, flight.attempt, flight.worker)
 
-    def _lose_run(self, flight: Flight, now: float) -> TrialEnded:
-        """Note that a run is lost with its worker. Dask runs the task again: the next attempt."""
+    def _lose(self, flight: Flight, now: float) -> TrialEnded:
+        """Give up an attempt whose worker is gone, and the task with it."""
+        self._drop(flight)
+        self._client.loop.add_callback(self._client.cancel, [flight.future])
         why = Failure(f"WorkerLost: the worker {flight.worker} that ran this attempt is gone")
-        lost = TrialEnded(now, flight.trial_id, flight.attempt, Outcome.LOST, failure=why)
-        flight.attempt += 1
-        flight.unclaimed = True
-        flight.run, flight.worker, flight.end = "", "", None
-        return lost
+        return TrialEnded(now, flight.trial_id, flight.attempt, Outcome.LOST, failure=why)
+
+    def _drop(self, flight: Flight) -> None:
+        del self._by_key[flight.future.key], self._flights[flight.trial_id, flight.attempt]
 
     def _events_of_completed(self, completed: Completed) -> list[Event]:
         flight = self._by_key.get(completed.future.key)
@@ -265,13 +272,13 @@ class DaskBackend:
         if not fetched and (end is None or end["has_output"] or not completed.future.done()):
             self._client.loop.add_callback(self._fetch, completed.future)
             return []
-        del self._by_key[completed.future.key], self._flights[flight.trial_id]
+        self._drop(flight)
         now = self._clock()
         if end is None:
             return [self._end_without_result(flight, completed.error, now)]
         events: list[Event] = []
-        if end["run"] != flight.run:  # its start was not heard: the messages were lost on the way
-            events += self._begin_run(flight, end["run"], now - end["elapsed"])
+        if not flight.run:  # its start was not heard: the message was lost on the way
+            events.append(self._begin(flight, end["run"], now - end["elapsed"]))
         self._warn(end["warning"])
         if completed.end is not None:
             stdout, stderr = completed.end.stdout, completed.end.stderr
@@ -316,34 +323,17 @@ class DaskBackend:
         for command in commands:
             match command:
                 case StartTrial():
-                    if not self._claim(command):
-                        starts.append(command)
+                    starts.append(command)
                 case StopTrial():
-                    flight = self._flights.get(command.trial_id)
-                    if flight is not None and flight.attempt == command.attempt:
+                    flight = self._flights.get((command.trial_id, command.attempt))
+                    if flight is not None:
                         stops.append(flight)
                 case _:
                     pass
-        self._abandon_unclaimed(stops)
         if starts:
             self._submit(starts)
         if stops:
             self._stop(stops)
-
-    def _claim(self, command: StartTrial) -> bool:
-        """Tell whether the attempt that is asked for is one that Dask has begun by itself."""
-        flight = self._flights.get(command.trial_id)
-        if flight is None or flight.attempt != command.attempt:
-            return False
-        flight.unclaimed = False
-        return True
-
-    def _abandon_unclaimed(self, stops: list[Flight]) -> None:
-        """Stop what Dask runs again although the state machine wants no more of it."""
-        for flight in self._flights.values():
-            if flight.unclaimed:
-                flight.unclaimed = False
-                stops.append(flight)
 
     def _submit(self, starts: list[StartTrial]) -> None:
         settings = self._settings
@@ -353,6 +343,7 @@ class DaskBackend:
             )
             for start in starts
         ]
+        workers = self._workers.accepted
         futures = self._client.map(
             pickle.loads,
             tasks,
@@ -360,33 +351,33 @@ class DaskBackend:
             pure=False,
             retries=0,
             resources=dict(settings.resources) or None,
-            workers=self._workers.restriction,
+            workers=list(workers),
         )
         for start, future in zip(starts, futures, strict=True):
-            flight = Flight(start.trial_id, start.attempt, start.attempt, future)
-            self._flights[start.trial_id] = self._by_key[future.key] = flight
+            flight = Flight(start.trial_id, start.attempt, future, workers)
+            self._flights[start.trial_id, start.attempt] = self._by_key[future.key] = flight
         self._completed.update(futures)
         self._client.loop.add_callback(self._something_to_await.set)
 
     def _stop(self, flights: list[Flight]) -> None:
-        waiting = []
         for flight in flights:
             flight.stopping = True
-            if not flight.run:
-                waiting.append(flight.future)
+            if flight.run:
+                self._send_stop(flight.worker, flight.trial_id, flight.attempt)
+        waiting = [flight.future for flight in flights if not flight.run]
         if waiting:
             self._client.loop.add_callback(self._client.cancel, waiting)
-        self._send_stop([flight for flight in flights if flight.run])
 
-    def _send_stop(self, flights: list[Flight]) -> None:
-        """Tell workers to stop trials, without waiting for their answer."""
-        by_worker: dict[str, list[tuple[int, int]]] = {}
-        for flight in flights:
-            by_worker.setdefault(flight.worker, []).append((flight.trial_id, flight.submitted_as))
-        for worker, attempts in by_worker.items():
-            self._client.loop.add_callback(self._send_stop_to, worker, attempts)
+    def _send_stop(self, worker: str, trial_id: int, attempt: int) -> None:
+        """Tell a worker to stop an attempt, without waiting for its answer."""
+        self._stops[worker].append((trial_id, attempt))
+        self._client.loop.add_callback(self._send_stops_to, worker)
 
-    async def _send_stop_to(self, worker: str, attempts: list[tuple[int, int]]) -> None:
+    async def _send_stops_to(self, worker: str) -> None:
+        waiting = self._stops[worker]
+        attempts = [waiting.popleft() for _ in range(len(waiting))]
+        if not attempts:
+            return  # an earlier call took them along
         try:
             await self._client.run(
                 stop_trials, self._settings.experiment, attempts, workers=[worker]

@@ -4,8 +4,8 @@ A batch is ``{"worker": address, "sent": s, "messages": [...]}``, and each messa
 both are seconds of the *worker's* monotonic clock, so ``sent - at`` is the message's age, and the
 driver dates it by its own clock without the two having to agree.
 
-A message names its trial and its ``run``: one execution of the task by one worker. Dask silently
-runs a task again when its worker died; the run tells the two executions apart.
+A message names its trial, its attempt and its ``run``: one execution of the task by one worker.
+Dask silently runs a task again when its worker died; the run tells the two executions apart.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from dask_hpo.core.events import Failure, Outcome
@@ -26,21 +27,27 @@ LINGER_S = 0.01
 MAX_TEXT = 8_192
 
 
-def started(trial_id: int, run: str) -> Message:
+@dataclass(frozen=True, slots=True)
+class Run:
+    """One execution of an attempt. ``name`` is no other's, not even after a worker's restart."""
+
+    trial_id: int
+    attempt: int
+    name: str
+
+
+def started(run: Run) -> Message:
     """Say that an execution began."""
-    return _message("started", trial_id, run)
+    return _message("started", run)
 
 
-def reported(
-    trial_id: int, run: str, step: int, metrics: Mapping[str, Scalar], elapsed: float
-) -> Message:
-    """Training code reported. ``elapsed``: seconds since the attempt began."""
-    return _message("reported", trial_id, run, step=step, metrics=dict(metrics), elapsed=elapsed)
+def reported(run: Run, step: int, metrics: Mapping[str, Scalar], elapsed: float) -> Message:
+    """Say what training code reported. ``elapsed``: seconds since the attempt began."""
+    return _message("reported", run, step=step, metrics=dict(metrics), elapsed=elapsed)
 
 
 def ended(
-    trial_id: int,
-    run: str,
+    run: Run,
     outcome: Outcome,
     *,
     metrics: Mapping[str, Scalar],
@@ -61,7 +68,6 @@ def ended(
     )
     return _message(
         "ended",
-        trial_id,
         run,
         outcome=outcome.value,
         metrics=dict(metrics),
@@ -82,8 +88,15 @@ def failure_of(message: Message) -> Failure | None:
     return None if message["failure"] is None else Failure(*message["failure"])
 
 
-def _message(kind: str, trial_id: int, run: str, **more: Any) -> Message:
-    return {"kind": kind, "trial_id": trial_id, "run": run, "at": time.monotonic(), **more}
+def _message(kind: str, run: Run, **more: Any) -> Message:
+    return {
+        "kind": kind,
+        "trial_id": run.trial_id,
+        "attempt": run.attempt,
+        "run": run.name,
+        "at": time.monotonic(),
+        **more,
+    }
 
 
 class Outbox:

@@ -19,7 +19,7 @@ from distributed.diagnostics.plugin import WorkerPlugin
 from dask_hpo import __version__
 from dask_hpo.cluster import messages
 from dask_hpo.cluster.attempt import Runner, TrialRequest, TrialResult
-from dask_hpo.cluster.messages import Message, Outbox
+from dask_hpo.cluster.messages import Message, Outbox, Run
 from dask_hpo.cluster.process import ProcessRunner
 from dask_hpo.cluster.slots import DevicePool, slots_of, visible_devices
 from dask_hpo.cluster.thread import ThreadRunner
@@ -65,13 +65,8 @@ def plugin_name(experiment: str) -> str:
     return f"dask-hpo-{experiment}"
 
 
-def run_name(worker: str, number: int) -> str:
-    """Name an execution as no other is named, not even after a restart at its address."""
-    return f"{worker}/{os.getpid()}/{number}"
-
-
 def worker_of(run: str) -> str:
-    """Return the address of the worker of an execution."""
+    """Return the address of the worker of a run."""
     return run.rsplit("/", 2)[0]
 
 
@@ -134,14 +129,14 @@ class TrialHost(WorkerPlugin):  # type: ignore[misc]  # distributed is not typed
 
     def run(self, trial_id: int, attempt: int, config: Configuration) -> End:
         """Run one trial and return its end; everything it reports is sent on the way."""
-        run = run_name(self._address, next(self._runs))
+        run = Run(trial_id, attempt, f"{self._address}/{os.getpid()}/{next(self._runs)}")
         outbox = self._outbox
 
         def on_report(step: int, metrics: Mapping[str, Scalar], elapsed: float) -> None:
-            outbox.post(messages.reported(trial_id, run, step, metrics, elapsed))
+            outbox.post(messages.reported(run, step, metrics, elapsed))
 
         def on_started() -> None:
-            outbox.post(messages.started(trial_id, run))
+            outbox.post(messages.started(run))
 
         assert self._runner is not None
         devices = self._devices.acquire(self._gpus) if self._gpus else None
@@ -153,27 +148,13 @@ class TrialHost(WorkerPlugin):  # type: ignore[misc]  # distributed is not typed
         finally:
             if devices is not None:
                 self._devices.release(self._gpus, devices)
-        end = self._end(trial_id, run, result)
+        end = _end(run, result)
         outbox.post_now(end.message)
         return end
 
     def stop(self, trial_id: int, attempt: int) -> bool:
         """Stop an attempt that runs here; False if none does."""
         return self._runner is not None and self._runner.stop(trial_id, attempt)
-
-    def _end(self, trial_id: int, run: str, result: TrialResult) -> End:
-        has_output = bool(result.stdout or result.stderr)
-        message = messages.ended(
-            trial_id,
-            run,
-            result.outcome,
-            metrics=result.metrics,
-            failure=result.failure,
-            elapsed=result.elapsed,
-            has_output=has_output,
-            warning=result.warning,
-        )
-        return End(message, result.stdout, result.stderr)
 
     def _make_runner(self, worker: Worker) -> Runner:
         settings = self.settings
@@ -198,6 +179,19 @@ class TrialHost(WorkerPlugin):  # type: ignore[misc]  # distributed is not typed
         host = worker.address.rsplit(":", 1)[0].split("://")[-1]
         cpus: int = CPU_COUNT
         return max(1, cpus // max(1, here, settings.slots_by_host.get(host, 0)))
+
+
+def _end(run: Run, result: TrialResult) -> End:
+    message = messages.ended(
+        run,
+        result.outcome,
+        metrics=result.metrics,
+        failure=result.failure,
+        elapsed=result.elapsed,
+        has_output=bool(result.stdout or result.stderr),
+        warning=result.warning,
+    )
+    return End(message, result.stdout, result.stderr)
 
 
 def host_on_this_worker(experiment: str) -> TrialHost:

@@ -69,9 +69,9 @@ class WorkerWatch:
         self._task: asyncio.Future[None] | None = None
 
     @property
-    def restriction(self) -> list[str] | None:
-        """The workers that trials may run on; None when that is all of them."""
-        return list(self._accepted) if self._refused else None
+    def accepted(self) -> frozenset[str]:
+        """The workers that trials may run on: those that were checked."""
+        return frozenset(self._accepted)
 
     def start(self) -> None:
         """Check the workers, make them ready, and begin to watch.
@@ -174,8 +174,8 @@ class WorkerWatch:
             if ready.get(address) is not True:
                 self._refused.add(address)
                 logger.warning(
-                    "the worker %s has joined but gets no trials: it must run Python %s (it runs %s) "
-                    "and dask_hpo %s (its log says what is wrong); give it the driver's versions",
+                    "the worker %s has joined but gets no trials: it must run Python %s (it runs "
+                    "%s) and dask_hpo %s (its log says what is wrong); give it those versions",
                     address,
                     platform.python_version(),
                     versions.get(address),

@@ -240,9 +240,12 @@ def _read_call(text: str) -> Domain:
         )
     name = ast.unparse(node.func)
     arguments = [_argument(text, argument) for argument in node.args]
-    keywords = {keyword.arg or "": _argument(text, keyword.value) for keyword in node.keywords}
-    if "" in keywords:
+    names = [keyword.arg for keyword in node.keywords]
+    if None in names:
         raise SpaceError(f"{text}: ** is not understood here; write the arguments out")
+    if len(set(names)) < len(names):
+        raise SpaceError(f"{text}: an argument is given twice; give each once")
+    keywords = {keyword.arg or "": _argument(text, keyword.value) for keyword in node.keywords}
     if name.startswith(_SCIPY):
         return _read_distribution(text, name.removeprefix(_SCIPY), arguments, keywords)
     if name not in _FUNCTIONS:

@@ -23,8 +23,6 @@ from datetime import datetime, timezone
 from pathlib import Path
 
 import psutil
-from dask_hpo.log.directory import create_experiment
-from dask_hpo.log.writer import LogWriter
 from distributed import Client, LocalCluster, as_completed
 
 import dask_hpo
@@ -32,6 +30,8 @@ from dask_hpo import FIFOScheduler, StoppingCriterion, Tuner, load_experiment, u
 from dask_hpo.cluster.attempt import TrialRequest
 from dask_hpo.cluster.process import ProcessRunner
 from dask_hpo.core.events import Outcome, TrialEnded, TrialStarted
+from dask_hpo.log.directory import create_experiment
+from dask_hpo.log.writer import LogWriter
 from dask_hpo.objective import ScriptObjective
 
 SPACE = {"x": uniform(0, 1)}
