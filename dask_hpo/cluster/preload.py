@@ -24,6 +24,8 @@ from typing import Any
 
 from dask_hpo.imports import imports_of_source
 
+#: Torch imports this by itself as the first optimizer is made, which takes most of a second.
+_TORCH_LATE = "torch._dynamo"
 _MAX_MODULES = 500  # of the user's own, looked through for what they import
 
 
@@ -47,7 +49,13 @@ def libraries(names: Iterable[str]) -> list[str]:
             found[name] = None
         else:
             todo.extend(_imports_of_module(spec))
-    return sorted(found, key=lambda name: name.split(".", maxsplit=1)[0] != "torch")
+    if any(_top(name) == "torch" for name in found):
+        found[_TORCH_LATE] = None
+    return sorted(found, key=lambda name: _top(name) != "torch")
+
+
+def _top(name: str) -> str:
+    return name.split(".", maxsplit=1)[0]
 
 
 def _find(name: str) -> importlib.machinery.ModuleSpec | None:
@@ -70,7 +78,7 @@ def _find(name: str) -> importlib.machinery.ModuleSpec | None:
 
 def _is_library(name: str) -> bool:
     """Whether an installer put the module where it is, or Python brought it along."""
-    top = name.split(".", maxsplit=1)[0]
+    top = _top(name)
     if top in sys.stdlib_module_names:
         return True
     spec = _find(top)
