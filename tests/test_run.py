@@ -508,6 +508,16 @@ def test_gpus_are_shared_out(dask_processes, tmp_path, resources, at_once, each)
     assert len(set(ends["first"])) == (2 if each == 2 else 4)
 
 
+def test_a_local_cluster_has_a_worker_for_each_gpu(tmp_path, monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "5,7")  # as on a machine that has them
+    experiment = tuner(devices, None, tmp_path, limits={"max_num_trials_started": 6}).run()
+    ends = experiment.events.query("kind == 'end'")
+    assert experiment.definition.resources == {"GPU": 1}
+    assert ends["worker"].nunique() == 2
+    assert set(ends["first"]) == {5, 7}
+    assert set(ends["devices"]) == {1}
+
+
 def test_trials_wait_for_a_resource_that_no_worker_offers_yet(dask_processes, tmp_path, caplog):
     dask_processes.add_worker("--resources", "CPU=1")
     run = tuner(
