@@ -194,7 +194,7 @@ class Experiment:
         offered = self._slot_seconds()
         attempts = self.attempts
         busy = float((attempts["end"].fillna(self.wallclock_time) - attempts["start"]).sum())
-        return min(1.0, busy / offered) if offered > 0 else math.nan
+        return min(1.0, float(busy / offered)) if offered > 0 else math.nan
 
     @functools.cached_property
     def attempts(self) -> pd.DataFrame:
@@ -315,7 +315,7 @@ class Experiment:
         values["value"] = best["value"].reindex(last.index).fillna(last["value"])
         values["best_step"] = best["step"].reindex(last.index).astype("Int64")
         values["last_value"] = last["value"]
-        values["reports"] = self.reports.groupby("trial_id").size()
+        values["reports"] = self.reports.groupby("trial_id").size().astype("Int64")
         return values
 
     def _slot_seconds(self) -> float:

@@ -9,6 +9,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
+from matplotlib.collections import PolyCollection
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
@@ -125,15 +126,7 @@ def slots(experiment: Experiment, ax: Axes | None = None) -> Axes:
     lanes = _lanes(attempts)
     for state, colour in _STATES.items():
         of_state = (attempts["status"] == state).to_numpy()
-        ax.barh(
-            lanes[of_state],
-            (attempts["end"] - attempts["start"])[of_state] / scale,
-            left=attempts["start"][of_state] / scale,
-            height=0.8,
-            color=colour,
-            edgecolor="white",
-            linewidth=0.5 if len(attempts) < 1_000 else 0,
-        )
+        _draw_bars(ax, attempts[of_state], lanes[of_state], scale, colour, of=len(attempts))
     if len(attempts) <= _MAX_LABELLED:
         middles = (attempts["start"] + attempts["end"]) / 2 / scale
         for x, lane, number in zip(middles, lanes, attempts["trial_id"], strict=True):
@@ -244,6 +237,21 @@ def _fit_values(ax: Axes, values: pd.Series[float]) -> None:
     elif high > low:
         margin = 0.05 * (high - low)
         ax.set_ylim(low - margin, high + margin)
+
+
+def _draw_bars(
+    ax: Axes, attempts: pd.DataFrame, lanes: np.ndarray, scale: float, colour: str, *, of: int
+) -> None:
+    """Draw a bar for each attempt; of many as one collection, since 10^5 patches take 40 s."""
+    left, right = attempts["start"].to_numpy() / scale, attempts["end"].to_numpy() / scale
+    if of < 1_000:
+        ax.barh(lanes, right - left, left=left, color=colour, edgecolor="white", linewidth=0.5)
+        return
+    low, high = lanes - 0.4, lanes + 0.4
+    x = np.stack([left, right, right, left], axis=1)
+    y = np.stack([low, low, high, high], axis=1)
+    bars = PolyCollection(list(np.stack([x, y], axis=2)), facecolors=colour, rasterized=True)
+    ax.add_collection(bars)
 
 
 def _lanes(attempts: pd.DataFrame) -> np.ndarray:

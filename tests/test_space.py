@@ -525,6 +525,11 @@ def test_points_that_are_not_of_the_cube(point, message):
         SPACE.from_unit(point)
 
 
+def test_a_string_that_no_file_can_hold():
+    with pytest.raises(SpaceError, match="lone surrogate"):
+        choice(["\udcff", "a"])
+
+
 NAMES = st.from_regex(r"p_[a-z]{1,5}", fullmatch=True)
 
 

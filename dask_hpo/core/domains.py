@@ -58,6 +58,11 @@ def check_plain(value: Any, where: str) -> Any:
             f"{where} is a {type(value).__name__}, but a value is None, a bool, an int, a float or "
             "a string; give one of these, such as a name that the training code looks up"
         )
+    if isinstance(value, str) and value != value.encode("utf-8", "replace").decode("utf-8"):
+        raise SpaceError(
+            f"{where} holds a lone surrogate, which no UTF-8 file can hold, the log neither; "
+            "give a string that can be encoded"
+        )
     if isinstance(value, float) and not math.isfinite(value):
         raise SpaceError(
             f"{where} is not finite, but a number in a search space is; give a finite number, or a "

@@ -1,7 +1,7 @@
 """Where experiments live: ``<root>/<name>/`` with the definition, the events, the end and a lock.
 
 experiment.json     the definition, written first
-events/             the Parquet parts
+events/             the Parquet parts; the writer makes it, with the first part in it
 output/             what trials wrote to stdout and stderr
 end.json            how it ended, written last
 lock                held by the driver that writes; the system frees it when that driver dies
@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import difflib
+import fcntl
 import json
 import os
 import re
@@ -77,21 +78,26 @@ def create_experiment(definition: Definition, root: Path | str | None = None) ->
     """
     path = check_available(definition.name, root)
     missing = [parent for parent in path.parents if not parent.exists()]
-    try:
-        path.mkdir(parents=True)
-        (path / "events").mkdir()
-        (path / "output").mkdir()
-        (path / "experiment.json").write_text(definition.to_json(), encoding="utf-8")
-    except OSError as error:
-        shutil.rmtree(path, ignore_errors=True)
-        for parent in missing:
-            with contextlib.suppress(OSError):
-                parent.rmdir()
-        raise LogError(
-            f"{path}: the log cannot be written there ({error.strerror or error}); "
-            "give path= a directory that can be written, or set Dask's hpo.path"
-        ) from error
+    with contextlib.ExitStack() as undo:
+        for parent in reversed(missing):
+            undo.callback(_remove_if_empty, parent)
+        undo.callback(shutil.rmtree, path, ignore_errors=True)
+        try:
+            path.mkdir(parents=True)
+            (path / "output").mkdir()
+            (path / "experiment.json").write_text(definition.to_json(), encoding="utf-8")
+        except OSError as error:
+            raise LogError(
+                f"{path}: the log cannot be written there ({error.strerror or error}); "
+                "give path= a directory that can be written, or set Dask's hpo.path"
+            ) from error
+        undo.pop_all()
     return path
+
+
+def _remove_if_empty(path: Path) -> None:
+    with contextlib.suppress(OSError):
+        path.rmdir()
 
 
 def experiments(root: Path | str | None = None) -> list[str]:
@@ -141,11 +147,22 @@ def read_definition(path: Path) -> Definition:
 
 
 def read_end(path: Path) -> dict[str, Any] | None:
-    """Return what ``end.json`` says, or None while there is none."""
+    """Return what ``end.json`` says, or None while there is none.
+
+    Raises
+    ------
+    LogError
+        If the file is not what this package wrote.
+    """
     try:
         end: dict[str, Any] = json.loads((path / "end.json").read_text(encoding="utf-8"))
     except FileNotFoundError:
         return None
+    except ValueError as error:
+        raise LogError(
+            f"{path / 'end.json'}: this is not what dask_hpo wrote ({error}); restore the file, or "
+            "remove it: the events beside it are whole"
+        ) from error
     return end
 
 
@@ -168,17 +185,23 @@ def hold_lock(path: Path) -> filelock.BaseFileLock:
 
 
 def is_running(path: Path) -> bool:
-    """Tell whether a living driver writes the experiment."""
-    if not (path / "lock").exists():
-        return False
-    lock = filelock.FileLock(path / "lock", thread_local=False)
+    """Tell whether a living driver writes the experiment; reading the directory is enough.
+
+    The lock is probed by a shared lock on the file that `hold_lock` locks for itself: an exclusive
+    one would make two who ask at once take each other for the driver, and needs the right to write.
+    """
     try:
-        lock.acquire(timeout=0)
-    except filelock.Timeout:
-        return True
-    except OSError:  # a directory of somebody else, read-only for us
+        descriptor = os.open(path / "lock", os.O_RDONLY)
+    except OSError:
         return False
-    lock.release()
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:  # a file system without locks
+        return False
+    finally:
+        os.close(descriptor)
     return False
 
 

@@ -25,6 +25,8 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from dask_hpo.log.exchange import sync_directory
+
 MAGIC = b"PAR1"
 #: A superseded version stays readable for so many more versions, less one.
 REGIONS = 4
@@ -98,9 +100,11 @@ class Part:
         self._prepared = rows
         return True
 
-    def publish(self) -> None:
-        """Put what was prepared into the part's place."""
-        self._scratch.replace(self.path)
+    def publish(self, place: Path | None = None) -> None:
+        """Put what was prepared into the part's place, or for now into another directory's."""
+        place = place or self.path
+        self._scratch.replace(place)
+        sync_directory(place.parent)
         if self._prepared:
             self._recent.append((self._next_region, self._prepared))
             self._next_region = (self._next_region + 1) % REGIONS

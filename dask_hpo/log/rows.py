@@ -50,8 +50,11 @@ class Row:
 
 
 def metric_column(name: str) -> str:
-    """Return the column of a metric: its name, unless another column has that."""
-    taken = name in FIXED or name.startswith(("config_", "metric_"))
+    """Return the column of a metric: its name, unless another column has that, in any case.
+
+    DuckDB does not tell ``Value`` from ``value``.
+    """
+    taken = name.lower() in FIXED or name.lower().startswith(("config_", "metric_"))
     return f"metric_{name}" if taken else name
 
 

@@ -8,10 +8,11 @@ nothing is counted twice. The number of parts is rows / ``PART_ROWS``, and a flu
 writing of one part, however long the log is.
 
 All parts have one schema, since DuckDB and Polars insist on it. When a metric appears late, the
-parts that are full are written anew with a null column: all of them first to scratch files, which
-are then renamed from the last to the first, so that the first part (from which pyarrow and DuckDB
-take the schema) never has a column that another lacks. While there is one part only, as is usual,
-nothing but that part's own replacement is needed.
+parts that are full are written anew with a null column: all of them into a second directory, which
+then changes places with the first in one step, so that a driver killed at any moment leaves parts
+of one schema. (Where the system cannot do that, they are renamed one by one from the last to the
+first: the first part, from which pyarrow and DuckDB take the schema, then never has a column that
+another lacks.) While there is one part only, as is usual, its own replacement is all.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from __future__ import annotations
 import collections
 import json
 import logging
+import shutil
 import threading
 from pathlib import Path
 from typing import Any
@@ -30,6 +32,7 @@ from dask_hpo.core.events import Configuration
 from dask_hpo.errors import LogError
 from dask_hpo.log.definition import Definition
 from dask_hpo.log.directory import hold_lock, read_definition, replace_file
+from dask_hpo.log.exchange import exchange, sync_directory
 from dask_hpo.log.part import Part
 from dask_hpo.log.rows import LoggedEvent, Row, new_metrics, schema_of, to_table, with_metrics
 
@@ -82,11 +85,12 @@ class LogWriter:
         self._writing = threading.Lock()
         self._wake = threading.Event()
         self._closing = threading.Event()
-        self._remove_scratch()
-        self._lock = hold_lock(path)
+        self._lock = hold_lock(path)  # before anything is touched that a living writer needs
         try:
-            self._part.prepare(self._on_disk)
-            self._part.publish()
+            self._begin()
+        except LogError:
+            self._lock.release()
+            raise
         except OSError as error:
             self._lock.release()
             raise LogError(
@@ -235,19 +239,56 @@ class LogWriter:
         self._part = Part(*self._place(self._full))
         self._on_disk = self._schema.empty_table()
 
+    def _begin(self) -> None:
+        """Make the folder of parts, which is never seen without the first."""
+        events = self._path / "events"
+        if events.exists():
+            raise LogError(
+                f"{events}: a log stands there already, and a new one never writes over it; "
+                "give the experiment another name, or remove its directory"
+            )
+        self._remove_scratch()
+        self._staging.mkdir()
+        self._part.prepare(self._on_disk)
+        self._part.publish(self._staging / self._part.path.name)
+        self._staging.rename(events)
+        sync_directory(self._path)
+
     def _widen(self) -> None:
         """Give every part the columns of metrics that appeared late; see the top of this file."""
-        parts = [Part.open(*self._place(number)) for number in range(self._full)]
-        for part in parts:
-            table = pq.read_table(part.path, partitioning=None)
-            part.prepare(with_metrics(table, self._schema), whatever_its_size=True)
         widened = with_metrics(self._on_disk, self._schema)
-        if len(widened) or not parts:
+        if self._full:
+            self._stage(widened)
+            self._put_staged_in_place()
+        else:
             self._part.prepare(widened, whatever_its_size=True)
             self._part.publish()
-        for part in reversed(parts):
-            part.publish()
         self._on_disk = widened
+
+    def _stage(self, widened: pa.Table) -> None:
+        """Write all parts anew into a directory beside them."""
+        shutil.rmtree(self._staging, ignore_errors=True)  # what a full disk cut short
+        self._staging.mkdir()
+        for number in range(self._full):
+            part = Part.open(*self._place(number))
+            table = with_metrics(pq.read_table(part.path, partitioning=None), self._schema)
+            part.prepare(table, whatever_its_size=True)
+            part.publish(self._staging / part.path.name)
+        if len(widened):  # the last: its next versions count on this one to be seen
+            self._part.prepare(widened, whatever_its_size=True)
+            self._part.publish(self._staging / self._part.path.name)
+
+    def _put_staged_in_place(self) -> None:
+        events = self._path / "events"
+        if not exchange(self._staging, events):
+            for staged in sorted(self._staging.iterdir(), reverse=True):
+                staged.replace(events / staged.name)
+        sync_directory(self._path)
+        shutil.rmtree(self._staging, ignore_errors=True)
+
+    @property
+    def _staging(self) -> Path:
+        return self._path / ".events.scratch"
 
     def _place(self, number: int) -> tuple[Path, Path]:
         """Return where a part stands, and where its next version is prepared, unseen by readers."""
@@ -255,6 +296,8 @@ class LogWriter:
         return self._path / "events" / name, self._path / f".{name}.scratch"
 
     def _remove_scratch(self) -> None:
+        """Remove what a driver that was killed left half-written."""
+        shutil.rmtree(self._staging, ignore_errors=True)
         for scratch in self._path.glob(".*.scratch"):
             scratch.unlink(missing_ok=True)
 
@@ -284,8 +327,9 @@ class LogWriter:
 
 def read_events(path: Path) -> Any:
     """Return all rows of the experiment at a path, as a pandas DataFrame in the order written."""
-    table = pq.read_table(path / "events", partitioning=None)
-    if not table.column_names:  # the experiment began a moment ago: there is no part yet
+    try:
+        table = pq.read_table(path / "events", partitioning=None)
+    except FileNotFoundError:  # the experiment began a moment ago: there is no part yet
         definition = read_definition(path)
         table = schema_of(definition, [definition.metric]).empty_table()
     return table.to_pandas()
