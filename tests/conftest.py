@@ -9,11 +9,16 @@ import sys
 import time
 from pathlib import Path
 
+import hypothesis
 import psutil
 import pytest
 from distributed import Client
 
 START_TIMEOUT_S = 60
+
+# The same examples in every run; HYPOTHESIS_PROFILE=default looks further.
+hypothesis.settings.register_profile("seeded", derandomize=True, deadline=None)
+hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "seeded"))
 
 
 def wait_until(condition, timeout=30.0, what="the condition"):
