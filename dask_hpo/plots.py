@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.collections import PolyCollection
 from matplotlib.figure import Figure
@@ -51,7 +52,6 @@ def incumbent(experiment: Experiment, ax: Axes | None = None) -> Axes:
         color=_GREY,
         alpha=0.35,
         linewidths=0,
-        label="reported",
         rasterized=len(reports) > 5_000,
     )
     times = np.append(best["time"], max(experiment.wallclock_time, best["time"].iloc[-1])) / scale
@@ -69,7 +69,8 @@ def incumbent(experiment: Experiment, ax: Axes | None = None) -> Axes:
         bbox={"facecolor": "white", "alpha": 0.8, "edgecolor": "none", "pad": 1},
     )
     _fit_values(ax, reports["value"])
-    ax.legend(loc="best", frameon=False)
+    dot = Line2D([], [], color=_GREY, marker="o", linestyle="", markersize=3, label="reported")
+    _legend(ax, [dot, Line2D([], [], color=_BLUE, linewidth=2, label="best so far")])
     return ax
 
 
@@ -92,7 +93,7 @@ def learning_curves(experiment: Experiment, ax: Axes | None = None) -> Axes:
     )
     shown = set(ranked["trial_id"].head(_MAX_CURVES))
     if len(ranked) > _MAX_CURVES:
-        ax.set_title(f"{experiment.name}: learning curves of the best {_MAX_CURVES}")
+        _title(ax, f"{experiment.name}: learning curves of the best {_MAX_CURVES}")
     for trial_id, curve in reports.groupby("trial_id"):
         if trial_id in shown and trial_id != best.trial_id:
             _curve(ax, curve, _STATES[states[trial_id]], width=0.9, alpha=0.4)
@@ -103,9 +104,7 @@ def learning_curves(experiment: Experiment, ax: Axes | None = None) -> Axes:
     names = [state for state in _STATES if state in set(states[states.index.isin(shown)])]
     handles = [Line2D([], [], color=_STATES[state], label=state) for state in names]
     label = f"best: trial {best.trial_id}"
-    ax.legend(
-        handles=[Line2D([], [], color=_BLUE, linewidth=2.4, label=label), *handles], frameon=False
-    )
+    _legend(ax, [Line2D([], [], color=_BLUE, linewidth=2.4, label=label), *handles])
     return ax
 
 
@@ -128,21 +127,13 @@ def slots(experiment: Experiment, ax: Axes | None = None) -> Axes:
         of_state = (attempts["status"] == state).to_numpy()
         _draw_bars(ax, attempts[of_state], lanes[of_state], scale, colour, of=len(attempts))
     if len(attempts) <= _MAX_LABELLED:
-        middles = (attempts["start"] + attempts["end"]) / 2 / scale
-        for x, lane, number in zip(middles, lanes, attempts["trial_id"], strict=True):
-            ax.text(x, lane, str(number), ha="center", va="center", fontsize=7, color="white")
+        _number_bars(ax, attempts, lanes, scale)
     ax.set_ylim(lanes.max() + 0.6, -0.6)
     ax.set_xlim(0, max(experiment.wallclock_time, attempts["end"].max()) / scale)
     ax.yaxis.set_major_locator(MaxNLocator(integer=True))
     ax.grid(visible=False, axis="y")
     present = [state for state in _STATES if (attempts["status"] == state).any()]
-    ax.legend(
-        handles=[Patch(color=_STATES[state], label=state) for state in present],
-        loc="lower right",
-        bbox_to_anchor=(1, 1),
-        ncols=len(present),
-        frameon=False,
-    )
+    _legend(ax, [Patch(color=_STATES[state], label=state) for state in present])
     return ax
 
 
@@ -150,10 +141,13 @@ def overview(experiment: Experiment) -> Figure:
     """Draw all three pictures into one figure."""
     figure = plt.figure(figsize=(12, 8), layout="constrained")
     grid = figure.add_gridspec(2, 2, height_ratios=[3, 2])
-    incumbent(experiment, figure.add_subplot(grid[0, 0])).set_title("Best so far")
-    learning_curves(experiment, figure.add_subplot(grid[0, 1])).set_title("Learning curves")
-    lanes = slots(experiment, figure.add_subplot(grid[1, :]))
-    lanes.set_title(lanes.get_title().replace(f"{experiment.name}: slots", "Slots"))
+    for draw, place in (
+        (incumbent, grid[0, 0]),
+        (learning_curves, grid[0, 1]),
+        (slots, grid[1, :]),
+    ):
+        ax = draw(experiment, figure.add_subplot(place))
+        _title(ax, ax.get_title(loc="left").removeprefix(f"{experiment.name}: ").capitalize())
     figure.suptitle(experiment.name)
     return figure
 
@@ -189,11 +183,30 @@ def _axes(ax: Axes | None) -> Axes:
 
 
 def _decorate(ax: Axes, title: str, x: str, y: str) -> None:
-    ax.set_title(title)
+    _title(ax, title)
     ax.set_xlabel(x)
     ax.set_ylabel(y)
     ax.grid(visible=True, alpha=0.25)
     ax.spines[["top", "right"]].set_visible(False)
+
+
+def _title(ax: Axes, title: str) -> None:
+    ax.set_title(title, loc="left", fontsize="medium")
+
+
+def _legend(ax: Axes, handles: list[Artist]) -> None:
+    """Put the legend above the axes, at the right, where it hides nothing."""
+    ax.legend(
+        handles=handles,
+        loc="lower right",
+        bbox_to_anchor=(1, 1),
+        ncols=len(handles),
+        frameon=False,
+        borderaxespad=0.2,
+        fontsize="small",
+        columnspacing=1.2,
+        handlelength=1.2,
+    )
 
 
 def _nothing_yet(ax: Axes) -> Axes:
@@ -252,6 +265,16 @@ def _draw_bars(
     y = np.stack([low, low, high, high], axis=1)
     bars = PolyCollection(list(np.stack([x, y], axis=2)), facecolors=colour, rasterized=True)
     ax.add_collection(bars)
+
+
+def _number_bars(ax: Axes, attempts: pd.DataFrame, lanes: np.ndarray, scale: float) -> None:
+    """Write the trial's number into each bar that has room for it."""
+    room = 0.015 * attempts["end"].max()
+    for lane, attempt in zip(lanes, attempts.itertuples(), strict=True):
+        if attempt.end - attempt.start > room:
+            middle = (attempt.start + attempt.end) / 2 / scale
+            number = str(attempt.trial_id)
+            ax.text(middle, lane, number, ha="center", va="center", fontsize=7, color="white")
 
 
 def _lanes(attempts: pd.DataFrame) -> np.ndarray:

@@ -189,7 +189,7 @@ def test_each_plot_says_what_it_shows(drawn):
         ):
             ax = draw()
             assert (ax.get_xlabel(), ax.get_ylabel()) == (x, y)
-            assert "e" in ax.get_title()
+            assert ax.get_title(loc="left").startswith("e: ")
             ax.figure.canvas.draw()
             mpl.pyplot.close(ax.figure)
 

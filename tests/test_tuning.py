@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 
 import pytest
@@ -313,10 +312,10 @@ def test_a_lost_attempt_of_a_stopping_trial_is_simply_stopped():
 def test_an_illegal_event_raises_and_changes_nothing():
     tuning = make()
     feed(tuning, SlotsChanged(0, 1))
-    before = copy.deepcopy(tuning.trials)
+    before = repr(tuning.trials)
     with pytest.raises(IllegalTransitionError, match="trial 0 is submitted"):
         tuning.handle(reported(0, 1, error=1))
-    assert tuning.trials == before
+    assert repr(tuning.trials) == before
     assert tuning.evaluations == 0
     assert tuning.best is None
 

@@ -226,7 +226,8 @@ class ProcessRunner:
                 options = TemplateOptions(
                     path=_import_path(),
                     directory=str(self._directory),
-                    preload=[] if self._cold else self._preload,
+                    # Unpickling a function, or a configuration, imports cloudpickle.
+                    preload=[] if self._cold else [*self._preload, "cloudpickle"],
                     cold=self._cold,
                     idle_s=_IDLE_S,
                     left_out={},

@@ -29,7 +29,9 @@ def train(learning_rate: float, batch_size: int, max_epochs: int) -> None:
     report = Reporter()
     torch.manual_seed(0)
     images, labels, validation_images, validation_labels = load_data()
-    model = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 10))
+    model = nn.Sequential(
+        nn.Linear(64, 512), nn.ReLU(), nn.Linear(512, 512), nn.ReLU(), nn.Linear(512, 10)
+    )
     optimizer = torch.optim.SGD(model.parameters(), lr=learning_rate)
     loss_of = nn.CrossEntropyLoss()
     for epoch in range(1, max_epochs + 1):

@@ -217,7 +217,9 @@ def bench_fork(root: Path) -> list[Row]:
         start = time.time()
         out = subprocess.run([sys.executable, script], capture_output=True, check=True, text=True)
         cold.append(float(out.stdout.split()[0]) - start)
-    runner = ProcessRunner(objective.payload(), metric="error", cpu_threads=1, method="fork")
+    runner = ProcessRunner(
+        objective.payload(), metric="error", cpu_threads=1, method="fork", grace_period_s=5
+    )
     warm = []
     for number in range(21):
         start = time.time()
