@@ -90,7 +90,7 @@ def test_run_list_show_plot(script, tmp_path):
     assert summary["name"] == "first"
     assert summary["status"] == "finished"
     assert summary["path"] == str(root / "first")
-    assert summary["trials"]["completed"] == 6
+    assert 6 <= summary["trials"]["completed"] <= 7  # one may end as the other is being stopped
     assert summary["best"]["trial_id"] == experiment.best.trial_id
     assert summary["best"]["value"] == experiment.best.value
     assert summary["best"]["config"]["max_epochs"] == 3

@@ -9,12 +9,14 @@ from typing import Any
 from distributed import Client
 from distributed.deploy.cluster import Cluster
 
-from dask_hpo.cluster.embedded import embedded_cluster
+from dask_hpo.cluster.embedded import embedded_cluster, offered_resources
 from dask_hpo.cluster.worker import GPU
 from dask_hpo.errors import ClusterError, OptionError
 
 #: Seconds to wait for a Dask scheduler at an address before saying that there is none.
 CONNECT_TIMEOUT_S = 10
+#: Seconds for the worker processes of an embedded cluster to start, on a busy machine.
+START_TIMEOUT_S = 120
 
 
 @contextlib.contextmanager
@@ -42,6 +44,7 @@ def connected(
     match client:
         case None:
             with _embedded(n_workers, isolation, resources) as cluster, Client(cluster) as own:
+                _wait_for_workers(own, len(cluster.worker_spec))
                 yield own
         case Client():
             yield _usable(client)
@@ -56,6 +59,16 @@ def connected(
                 f"client={client!r}: trials run on a Dask cluster; give a distributed.Client, an "
                 "address such as 'tcp://host:8786', a cluster object, or nothing for a local one"
             )
+
+
+def _wait_for_workers(client: Client, number: int) -> None:
+    try:
+        client.wait_for_workers(number, timeout=START_TIMEOUT_S)
+    except TimeoutError as error:
+        raise ClusterError(
+            f"the local cluster's {number} worker process(es) did not start within "
+            f"{START_TIMEOUT_S} s; what they wrote to stderr says why"
+        ) from error
 
 
 def _connect(address: str) -> Client:
@@ -85,11 +98,7 @@ def _embedded(
     n_workers: int | None, isolation: str, resources: Mapping[str, float] | None
 ) -> Cluster:
     cluster = embedded_cluster(n_workers, isolation, use_gpus=resources is None or GPU in resources)
-    offered = {
-        name
-        for spec in cluster.worker_spec.values()
-        for name in spec["options"].get("resources", {})
-    }
+    offered = offered_resources(cluster)
     missing = sorted(set(resources or {}) - offered)
     if missing:
         cluster.close()

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
+import json
 import logging
 import os
-import signal
+import sys
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from dask.system import CPU_COUNT
-from distributed import Nanny, Scheduler, SpecCluster, Worker
+from distributed import Scheduler, SpecCluster
+from distributed.deploy.spec import ProcessInterface
 
 from dask_hpo.errors import OptionError
 
@@ -54,19 +58,40 @@ def embedded_cluster(n_workers: int | None, isolation: str, *, use_gpus: bool) -
     return _start(workers)
 
 
-def dask_setup(worker: Worker) -> None:  # noqa: ARG001 - what Dask calls when it preloads this
-    """Leave Ctrl-C to the driver: a terminal sends it to every process that it started."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+class WorkerProcess(ProcessInterface):  # type: ignore[misc]  # distributed is not typed for us
+    """A worker of an embedded cluster, as `SpecCluster` wants it; see ``local_worker.py``."""
+
+    def __init__(
+        self,
+        scheduler: str,
+        name: str | int | None = None,
+        *,
+        options: Mapping[str, Any],
+        env: Mapping[str, str],
+    ) -> None:
+        super().__init__()
+        self._arguments = scheduler, json.dumps({**options, "name": name}), json.dumps(sys.path)
+        self._env = env
+
+    async def start(self) -> None:
+        """Start the process, in a session of its own: Ctrl-C in a terminal is for the driver."""
+        self._process = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-m", "dask_hpo.cluster.local_worker", *self._arguments),
+            stdin=asyncio.subprocess.PIPE,
+            env={**os.environ, "DASK_LOGGING__DISTRIBUTED": "error", **self._env},
+            start_new_session=True,
+        )
+        await super().start()
+
+    async def close(self) -> None:
+        """Let the process end, and wait for that."""
+        if self._process.stdin is not None:
+            self._process.stdin.close()
+        await self._process.wait()
+        await super().close()
 
 
 def _start(workers: list[dict[str, Any]]) -> SpecCluster:
-    shared = {
-        "host": "127.0.0.1",
-        "dashboard": False,
-        "memory_limit": 0,
-        "silence_logs": logging.ERROR,
-        "preload": [__name__],
-    }
     with warnings.catch_warnings():
         # If the usual port is taken, Dask chooses another and warns; the address is shown anyway.
         warnings.filterwarnings("ignore", message="Port 8787 is already in use")
@@ -81,9 +106,20 @@ def _start(workers: list[dict[str, Any]]) -> SpecCluster:
                 },
             },
             workers={
-                index: {"cls": Nanny, "options": {**shared, **options}}
-                for index, options in enumerate(workers)
+                index: {"cls": WorkerProcess, "options": _options(worker)}
+                for index, worker in enumerate(workers)
             },
             name="dask-hpo",
             silence_logs=logging.ERROR,
         )
+
+
+def _options(worker: Mapping[str, Any]) -> dict[str, Any]:
+    nanny = {"host": "127.0.0.1", "dashboard": False, "memory_limit": 0, **worker}
+    return {"env": nanny.pop("env", {}), "options": nanny}
+
+
+def offered_resources(cluster: SpecCluster) -> set[str]:
+    """Return the names of the resources that the workers of an embedded cluster offer."""
+    specs = cluster.worker_spec.values()
+    return {name for spec in specs for name in spec["options"]["options"].get("resources", {})}
