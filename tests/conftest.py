@@ -85,7 +85,12 @@ class DaskProcesses:
 
     def close(self):
         """End everything through the Dask scheduler; a signal may leave a worker waiting for it."""
-        self.client.shutdown()
+        if self.processes[0].poll() is None:
+            self.client.shutdown()
+        else:  # a test has killed the Dask scheduler
+            self.client.close()
+            for process in self.processes:
+                process.kill()
         for process in self.processes:
             process.wait(START_TIMEOUT_S)
 

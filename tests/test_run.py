@@ -482,6 +482,30 @@ def test_a_killed_worker_costs_an_attempt_and_nothing_else(dask_processes, tmp_p
     )
 
 
+def test_a_dask_scheduler_that_dies_is_spoken_of_and_the_log_is_kept(
+    dask_processes, tmp_path, caplog
+):
+    dask_processes.add_worker()
+    run = tuner(
+        lambda x, n: time.sleep(0.05) or x,
+        dask_processes.client,
+        tmp_path,
+        limits={"max_wallclock_time": 120},
+    )
+    seen = []
+    thread = threading.Thread(target=lambda: seen.append(run.run()))
+    thread.start()
+    wait_until(lambda: run.tuning.counts["completed"] >= 3, what="a few trials")
+    scheduler = dask_processes.processes[0]
+    scheduler.kill()
+    scheduler.wait()
+    wait_until(lambda: "does not answer" in caplog.text, what="the message")
+    run.stop()
+    thread.join(60)
+    assert seen[0].status == "interrupted"
+    assert len(seen[0].trials) >= 3
+
+
 def devices(x, n):
     seen = os.environ.get("CUDA_VISIBLE_DEVICES", "")
     time.sleep(0.1)

@@ -20,6 +20,8 @@ logger = logging.getLogger("dask_hpo")
 
 #: Workers are looked at so often. A worker that dies is not waited for: Dask says so at once.
 POLL_S = 1.0
+#: A Dask scheduler that takes longer to answer is said to be away.
+ANSWER_S = 10.0
 
 WorkerInfo = Mapping[str, Any]  #: what the Dask scheduler's identity says of one worker
 
@@ -66,6 +68,7 @@ class WorkerWatch:
         self._accepted: dict[str, WorkerInfo] = {}
         self._refused: set[str] = set()
         self._slots = -1
+        self._away = False
         self._task: asyncio.Future[None] | None = None
 
     @property
@@ -98,7 +101,7 @@ class WorkerWatch:
             self._client.unregister_worker_plugin(plugin_name(self._settings.experiment))
 
     async def _workers(self) -> dict[str, WorkerInfo]:
-        identity = await self._client.scheduler.identity()
+        identity = await asyncio.wait_for(self._client.scheduler.identity(), ANSWER_S)
         return {
             address: info
             for address, info in identity["workers"].items()
@@ -144,8 +147,20 @@ class WorkerWatch:
             await asyncio.sleep(POLL_S)
             try:
                 await self._refresh()
-            except OSError as error:  # the Dask scheduler is away: the client says so itself
-                logger.debug("workers could not be looked at: %s", error)
+                self._away = False
+            except (OSError, asyncio.TimeoutError) as error:
+                self._say_away(error)
+
+    def _say_away(self, error: Exception) -> None:
+        """Say once that the Dask scheduler does not answer."""
+        if not self._away:
+            logger.warning(
+                "the Dask scheduler at %s does not answer (%s): what was heard is in the log, and "
+                "no trial starts before it is back; Ctrl-C ends the experiment",
+                self._client.scheduler.address,
+                type(error).__name__,
+            )
+        self._away = True
 
     async def _refresh(self) -> None:
         workers = await self._workers()
