@@ -181,9 +181,8 @@ class Tuner:
         return experiment_path(self.name, self._root)
 
     def _run(self, client: Any, resources: Mapping[str, float]) -> None:
-        definition = self._definition(resources)
-        path = create_experiment(definition, self._root)
-        log = LogWriter(path, definition)
+        settings = self._settings(resources)
+        log = self._open_log(resources)
         started = time.monotonic()
 
         def clock() -> float:
@@ -191,7 +190,7 @@ class Tuner:
 
         backend = DaskBackend(
             client,
-            self._settings(resources),
+            settings,
             clock=clock,
             max_slots=self.n_workers,
             on_output=log.save_output,
@@ -208,7 +207,7 @@ class Tuner:
         except BaseException:
             if not self.tuning.trials:
                 log.close()
-                shutil.rmtree(path, ignore_errors=True)  # nothing half-made is left behind
+                shutil.rmtree(self.path, ignore_errors=True)  # nothing half-made is left behind
             else:
                 self._finish(log, "interrupted", "error", clock())
             raise
@@ -235,9 +234,21 @@ class Tuner:
             finally:
                 progress.close(meter.snapshot(clock()))
 
-    def _finish(self, log: LogWriter, status: str, reason: str, wallclock_time: float) -> None:
-        log.finish(status, reason, wallclock_time)
-        log.close()
+    def _open_log(self, resources: Mapping[str, float]) -> LogWriter:
+        definition = self._definition(resources)
+        path = create_experiment(definition, self._root)
+        try:
+            return LogWriter(path, definition)
+        except BaseException:
+            shutil.rmtree(path, ignore_errors=True)
+            raise
+
+    @staticmethod
+    def _finish(log: LogWriter, status: str, reason: str, wallclock_time: float) -> None:
+        try:
+            log.finish(status, reason, wallclock_time)
+        finally:
+            log.close()
 
     def _settings(self, resources: Mapping[str, float]) -> Settings:
         return Settings(
