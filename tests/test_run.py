@@ -56,6 +56,14 @@ def tuner(objective, client, root, *, space=SPACE, metric="error", mode="min", l
     return Tuner(objective, scheduler, criterion, client=client, path=root, progress=False, **more)
 
 
+def in_background(run):
+    """Start a run in a thread; return the thread and a list that gets the experiment at its end."""
+    seen = []
+    thread = threading.Thread(target=lambda: seen.append(run.run()))
+    thread.start()
+    return thread, seen
+
+
 def square(x, n):
     return x * x + n
 
@@ -417,16 +425,13 @@ def test_a_client_that_is_none(tmp_path):
 
 
 def test_workers_that_join_and_leave(dask_processes, tmp_path, caplog):
-    seen = []
-
     def slow(x, n):
         time.sleep(0.2)
         return x
 
     first = dask_processes.add_worker(nthreads=1)
     run = tuner(slow, dask_processes.client, tmp_path, limits={"max_wallclock_time": 120})
-    thread = threading.Thread(target=lambda: seen.append(run.run()))
-    thread.start()
+    thread, seen = in_background(run)
     wait_until(lambda: run.tuning.counts["completed"] >= 1, what="a first trial")
     dask_processes.add_worker(nthreads=2)
     wait_until(lambda: run.tuning.slots == 3, what="three slots")
@@ -460,9 +465,7 @@ def test_a_killed_worker_costs_an_attempt_and_nothing_else(dask_processes, tmp_p
         n_workers=2,
         limits={"max_num_trials_started": 3},
     )
-    seen = []
-    thread = threading.Thread(target=lambda: seen.append(run.run()))
-    thread.start()
+    thread, seen = in_background(run)
     wait_until(lambda: run.tuning.evaluations == 2, what="two running trials")
     victim.kill()
     wait_until(
@@ -492,9 +495,7 @@ def test_a_dask_scheduler_that_dies_is_spoken_of_and_the_log_is_kept(
         tmp_path,
         limits={"max_wallclock_time": 120},
     )
-    seen = []
-    thread = threading.Thread(target=lambda: seen.append(run.run()))
-    thread.start()
+    thread, seen = in_background(run)
     wait_until(lambda: run.tuning.counts["completed"] >= 3, what="a few trials")
     scheduler = dask_processes.processes[0]
     scheduler.kill()
@@ -551,9 +552,7 @@ def test_trials_wait_for_a_resource_that_no_worker_offers_yet(dask_processes, tm
         resources={"GPU": 1},
         limits={"max_num_trials_started": 2},
     )
-    seen = []
-    thread = threading.Thread(target=lambda: seen.append(run.run()))
-    thread.start()
+    thread, seen = in_background(run)
     wait_until(lambda: "no worker offers" in caplog.text, what="the message")
     assert "CPU=1" in caplog.text
     assert "GPU=1" in caplog.text
@@ -589,9 +588,7 @@ def test_a_worker_with_another_version_that_joins_gets_no_trial(dask_processes, 
         tmp_path,
         limits={"max_wallclock_time": 120},
     )
-    seen = []
-    thread = threading.Thread(target=lambda: seen.append(run.run()))
-    thread.start()
+    thread, seen = in_background(run)
     wait_until(lambda: run.tuning.counts["completed"] >= 1, what="a first trial")
     dask_processes.add_worker("--preload", str(tmp_path / "other.py"))
     wait_until(lambda: "gets no trials" in caplog.text, what="the message")

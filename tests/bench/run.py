@@ -117,8 +117,11 @@ def tune(client: Client, root: Path, objective: Callable[..., object], **options
 # Benchmarks
 
 
-def bare_loop(client: Client, n: int, in_flight: int) -> float:
-    """Return the seconds of a bare loop: batches of results, one map for each batch."""
+def bare_loop(client: Client, n: int, in_flight: int, *, gather: bool) -> float:
+    """Return the seconds of a bare loop: batches of completions, one map for each batch.
+
+    ``gather``: results are fetched by one gather for each batch, else one by one behind the scenes.
+    """
     start = time.perf_counter()
     submitted = 0
 
@@ -129,27 +132,10 @@ def bare_loop(client: Client, n: int, in_flight: int) -> float:
         values = [float(i) for i in range(count)]
         return client.map(no_op, values, pure=False)  # type: ignore[no-any-return]
 
-    completed = as_completed(submit(in_flight), with_results=True)
+    completed = as_completed(submit(in_flight), with_results=not gather)
     for batch in completed.batches():
-        completed.update(submit(len(batch)))
-    return time.perf_counter() - start
-
-
-def bare_loop_gather(client: Client, n: int, in_flight: int) -> float:
-    """Return the seconds of the same loop with one gather for each batch."""
-    start = time.perf_counter()
-    submitted = 0
-
-    def submit(count: int) -> list[object]:
-        nonlocal submitted
-        count = min(count, n - submitted)
-        submitted += count
-        values = [float(i) for i in range(count)]
-        return client.map(no_op, values, pure=False)  # type: ignore[no-any-return]
-
-    completed = as_completed(submit(in_flight))
-    for batch in completed.batches():
-        client.gather(batch)
+        if gather:
+            client.gather(batch)
         completed.update(submit(len(batch)))
     return time.perf_counter() - start
 
@@ -158,10 +144,12 @@ def bench_throughput(root: Path) -> list[Row]:
     n = 3_000
     ours, bare = [], []
     with cluster(2, 8) as client:
-        bare_loop(client, 500, 16)
+        bare_loop(client, 500, 16, gather=True)
         tune(client, root, no_op, isolation="thread", max_num_trials_started=500)
         for _ in range(3):
-            bare.append(n / min(bare_loop(client, n, 16), bare_loop_gather(client, n, 16)))
+            bare.append(
+                n / min(bare_loop(client, n, 16, gather=gather) for gather in (True, False))
+            )
             ours.append(n / tune(client, root, no_op, isolation="thread", max_num_trials_started=n))
     ratio = statistics.median(a / b for a, b in zip(ours, bare, strict=True))
     rate = statistics.median(ours)
