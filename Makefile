@@ -1,15 +1,26 @@
 # Two commands: `make demo` and `make test`. Each sets up what it needs, once, and again when
-# pyproject.toml changes. An environment counts as made only when its stamp stands in it.
+# pyproject.toml or the pins change. An environment counts as made only when its stamp stands in it.
 
-PYTHON ?= $(shell command -v python3.11 || command -v python3)
+PYTHON ?= $(shell python3.11 -c '' 2>/dev/null && echo python3.11 || echo python3)
 # Pinned, so that pip takes no newer one: on many machines that is a download of several GB.
 TORCH ?= torch==2.13.0
 
 VENV = .venv
+# The packages that d2l 1.0.3 pins, and those pinned beside them, are for Python 3.11.
 OLD = .venv-d2l
-PIP = -m pip install --quiet --disable-pip-version-check
+OLD_PYTHON := $(shell python3.11 -c '' 2>/dev/null && echo python3.11)
+OLD_PINS = tests/requirements-d2l.txt tests/constraints-d2l.txt
+
+# Errors only: pip also warns of every place in its settings that it finds empty.
+PIP = -m pip install -qq --disable-pip-version-check
+
+# Says what begins, and how many seconds after make did.
+STARTED := $(shell date +%s)
+stage = @echo "== $$(($$(date +%s) - $(STARTED))) s: $(1)"
 
 .PHONY: help demo test test-new test-old lint bench clean
+# The stages of `make test` want both cores, each.
+.NOTPARALLEL:
 
 help:
 	@echo "make demo    run the search on this machine: an environment, a cluster, a picture"
@@ -24,18 +35,25 @@ demo: $(VENV)/demo.stamp
 test: lint test-new test-old
 
 test-new: $(VENV)/test.stamp
+	$(call stage,tests on today's packages)
 	$(VENV)/bin/python -m pytest
 
-# The old packages that d2l 1.0.3 pins need Python 3.11 or older; elsewhere they are left out.
+ifdef OLD_PYTHON
+test-old: $(OLD)/test.stamp
+	$(call stage,tests on the packages that d2l 1.0.3 pins)
+	$(OLD)/bin/python -m pytest
+else
 test-old:
-	@if $(PYTHON) -c 'import sys; sys.exit(sys.version_info >= (3, 12))'; then \
-	  $(MAKE) --no-print-directory $(OLD)/test.stamp && $(OLD)/bin/python -m pytest; \
-	else echo "skipped: the packages that d2l 1.0.3 pins need Python 3.11 or older"; fi
+	@echo "skipped: the packages that d2l 1.0.3 pins need python3.11, which is not here"
+endif
 
 lint: $(VENV)/test.stamp
+	$(call stage,lint)
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
+	$(call stage,types)
 	$(VENV)/bin/mypy
+	$(call stage,imports)
 	$(VENV)/bin/lint-imports
 
 bench: $(VENV)/test.stamp
@@ -44,20 +62,26 @@ bench: $(VENV)/test.stamp
 clean:
 	rm -rf $(VENV) $(OLD)
 
-$(VENV)/bin/python:
-	$(PYTHON) -m venv $(VENV)
+# venv makes bin/pip last: where it is missing, nothing or half an environment is there.
+$(VENV)/bin/pip:
+	$(PYTHON) -m venv --clear $(VENV)
 
-$(VENV)/demo.stamp: pyproject.toml | $(VENV)/bin/python
+$(OLD)/bin/pip:
+	$(OLD_PYTHON) -m venv --clear $(OLD)
+
+$(VENV)/demo.stamp: pyproject.toml | $(VENV)/bin/pip
+	$(call stage,installing what the demo needs into $(VENV): a minute or so)
 	$(VENV)/bin/python $(PIP) '$(TORCH)' -e '.[demo]'
-	touch $@
+	@touch $@
 
-$(VENV)/test.stamp: pyproject.toml | $(VENV)/bin/python
+$(VENV)/test.stamp: pyproject.toml | $(VENV)/bin/pip
+	$(call stage,installing today's packages into $(VENV): a minute or so)
 	$(VENV)/bin/python $(PIP) '$(TORCH)' -e '.[demo,test,lint]'
-	touch $@
+	@touch $(VENV)/demo.stamp $@
 
 # d2l comes without what it depends on: the file names what it really imports.
-$(OLD)/test.stamp: pyproject.toml tests/requirements-d2l.txt
-	test -x $(OLD)/bin/python || $(PYTHON) -m venv $(OLD)
+$(OLD)/test.stamp: pyproject.toml $(OLD_PINS) | $(OLD)/bin/pip
+	$(call stage,installing the packages that d2l 1.0.3 pins into $(OLD): two minutes or so)
 	$(OLD)/bin/python $(PIP) -r tests/requirements-d2l.txt
 	$(OLD)/bin/python $(PIP) --no-deps d2l==1.0.3 -e .
-	touch $@
+	@touch $@

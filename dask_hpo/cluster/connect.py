@@ -43,13 +43,16 @@ def connected(
     """
     match client:
         case None:
-            with _embedded(n_workers, isolation, resources) as cluster, Client(cluster) as own:
+            with (
+                _embedded(n_workers, isolation, resources) as cluster,
+                Client(cluster, set_as_default=False) as own,
+            ):
                 _wait_for_workers(own, len(cluster.worker_spec))
                 yield own
         case Client():
             yield _usable(client)
         case Cluster():
-            with Client(client) as own:
+            with Client(client, set_as_default=False) as own:
                 yield own
         case str():
             with _connect(client) as own:
@@ -73,7 +76,7 @@ def _wait_for_workers(client: Client, number: int) -> None:
 
 def _connect(address: str) -> Client:
     try:
-        return Client(address, timeout=CONNECT_TIMEOUT_S)
+        return Client(address, timeout=CONNECT_TIMEOUT_S, set_as_default=False)
     except (OSError, ValueError) as error:
         raise ClusterError(
             f"client={address!r}: no Dask scheduler answered within {CONNECT_TIMEOUT_S} s "
@@ -84,8 +87,8 @@ def _connect(address: str) -> Client:
 def _usable(client: Client) -> Client:
     if client.asynchronous:
         raise OptionError(
-            "client: an asynchronous client was given, and the tuner's loop is synchronous; give"
-            " a Client(address) without asynchronous=True"
+            "client: an asynchronous client was given, and the tuner's loop is synchronous; "
+            "give a Client(address) without asynchronous=True"
         )
     if client.status != "running":
         raise ClusterError(
