@@ -27,6 +27,7 @@ from dask_hpo import (
     randint,
     uniform,
 )
+from dask_hpo.cluster.workers import WorkerWatch
 from dask_hpo.errors import (
     ClusterError,
     ExperimentExistsError,
@@ -575,6 +576,19 @@ def test_a_worker_with_another_version_of_the_package(dask_processes, tmp_path):
     dask_processes.add_worker("--preload", str(tmp_path / "other.py"))
     run = tuner(square, dask_processes.client, tmp_path)
     with pytest.raises(VersionMismatchError, match=r"9\.9\.9"):
+        run.run()
+    assert not run.path.exists()
+
+
+def test_a_worker_with_another_python(client, tmp_path, monkeypatch):
+    check = WorkerWatch._check_python
+
+    def as_if_older(self, versions):
+        check(self, dict.fromkeys(versions, "3.9.1"))
+
+    monkeypatch.setattr(WorkerWatch, "_check_python", as_if_older)
+    run = tuner(square, client, tmp_path)
+    with pytest.raises(VersionMismatchError, match=r"runs Python 3\.9\.1"):
         run.run()
     assert not run.path.exists()
 

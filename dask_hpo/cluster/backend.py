@@ -149,14 +149,18 @@ class DaskBackend:
     def close(self) -> None:
         """Let go of everything: tasks, the workers' plugin, and with it whatever still runs."""
         self._workers.close()
-        if self._pump is not None:
-            self._client.loop.add_callback(self._pump.cancel)
         if self._client.status == "running":
+            self._client.sync(self._stop_pump)
             self._client.cancel([flight.future for flight in self._flights.values()])
             self._client.unsubscribe_topic(self._settings.topic)
 
     def _start_pump(self) -> None:
         self._pump = asyncio.ensure_future(self._pump_completed())
+
+    async def _stop_pump(self) -> None:
+        if self._pump is not None:
+            self._pump.cancel()
+            await asyncio.wait([self._pump])
 
     async def _pump_completed(self) -> None:
         while True:

@@ -69,6 +69,7 @@ class WorkerWatch:
         self._refused: set[str] = set()
         self._slots = -1
         self._away = False
+        self._registered = False  #: the plugin is with the Dask scheduler, even if a worker fails
         self._task: asyncio.Future[None] | None = None
 
     @property
@@ -95,10 +96,16 @@ class WorkerWatch:
 
     def close(self) -> None:
         """Stop watching and take the plugin off the workers: what still runs there ends."""
-        if self._task is not None:
-            self._client.loop.add_callback(self._task.cancel)
-        if self._client.status == "running":
+        if self._client.status != "running":
+            return
+        self._client.sync(self._stop_polling)
+        if self._registered:
             self._client.unregister_worker_plugin(plugin_name(self._settings.experiment))
+
+    async def _stop_polling(self) -> None:
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.wait([self._task])
 
     async def _workers(self) -> dict[str, WorkerInfo]:
         identity = await asyncio.wait_for(self._client.scheduler.identity(), ANSWER_S)
@@ -123,6 +130,7 @@ class WorkerWatch:
         for address, info in workers.items():
             slots[host_of(address)] += self._slots_on(info)
         self._settings = dataclasses.replace(self._settings, slots_by_host=dict(slots))
+        self._registered = True
         try:
             self._client.register_plugin(
                 TrialHost(self._settings), name=plugin_name(self._settings.experiment)
