@@ -26,7 +26,7 @@ help:
 	@echo "make demo    run the search on this machine: an environment, a cluster, a picture"
 	@echo "make test    lint, types, imports, and the tests on today's packages and on the old ones"
 	@echo "make lint    the first three only"
-	@echo "make bench   the benchmarks of the README, about seven minutes"
+	@echo "make bench   the benchmarks of the README, about five minutes"
 	@echo "make clean   remove the environments"
 
 demo: $(VENV)/demo.stamp

@@ -1,6 +1,6 @@
 """The benchmarks of the README: each is a ratio within one run on one machine, log and reports on.
 
-    make bench                        all of them, about seven minutes
+    make bench                        all of them, about five minutes
     python tests/bench/run.py fork    some of them, by name
 
 Prints one table in Markdown.
