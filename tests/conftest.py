@@ -33,11 +33,11 @@ def wait_until(condition, timeout=30.0, what="the condition"):
 class DaskProcesses:
     """A Dask scheduler and workers as processes on the loopback address, ended at close."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *scheduler_arguments: str) -> None:
         self.folder = folder
         self.processes: list[subprocess.Popen] = []
         self.address_file = folder / "scheduler.json"
-        self._start("scheduler", "--port", "0", "--no-dashboard", *self._file)
+        self._start("scheduler", "--port", "0", "--no-dashboard", *self._file, *scheduler_arguments)
         wait_until(self.address_file.exists, START_TIMEOUT_S, "the Dask scheduler's start")
         self.client = Client(scheduler_file=str(self.address_file))
         self.address = self.client.scheduler.address

@@ -12,7 +12,7 @@ import time
 import cloudpickle
 import pandas as pd
 import pytest
-from conftest import wait_until
+from conftest import DaskProcesses, wait_until
 
 from dask_hpo import (
     FIFOScheduler,
@@ -423,6 +423,19 @@ def test_a_client_that_is_none(tmp_path):
 
 
 # Workers that come, go, differ, and have GPUs
+
+
+def test_the_dask_scheduler_needs_no_package_of_ours(tmp_path):
+    folder = tmp_path / "dask"
+    folder.mkdir()
+    (folder / "without.py").write_text("import sys\nsys.modules['dask_hpo'] = None\n")
+    processes = DaskProcesses(folder, "--preload", str(folder / "without.py"))
+    try:
+        processes.add_worker()
+        experiment = tuner(square, processes.client, tmp_path).run()
+        assert set(experiment.trials["state"]) == {"completed"}
+    finally:
+        processes.close()
 
 
 def test_workers_that_join_and_leave(dask_processes, tmp_path, caplog):
