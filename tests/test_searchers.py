@@ -146,6 +146,15 @@ def test_each_slice_of_each_axis_holds_one_point(start):
         assert sorted(int(config[name] * 256) for config in configs) == list(range(256))
 
 
+def test_a_finite_space_takes_the_sequence_without_its_repetitions():
+    finite = SearchSpace({"a": randint(1, 5), "b": randint(1, 7)})
+    cube = take(QuasiRandomSearcher({"a": uniform(0, 1), "b": uniform(0, 1)}, seed=2), 512)
+    points = [finite.from_unit(list(point.values())) for point in cube]
+    expected = list({key(config): config for config in points}.values())
+    assert take(QuasiRandomSearcher(finite, seed=2), 30) == expected[:30]
+    assert points[:30] != expected[:30]  # there are repetitions
+
+
 def test_points_do_not_use_up_the_sequence():
     space = {"a": uniform(0, 1)}
     plain = take(QuasiRandomSearcher(space), 5)
@@ -236,6 +245,14 @@ def test_points_become_plain_values():
     assert config == {"a": 1.0, "b": 3, "k": "x"}
     assert list(config) == ["a", "b", "k"]
     assert [type(value) for value in config.values()] == [float, int, str]
+
+
+def test_who_changes_a_point_changes_it_for_no_other():
+    point = {"dropout": 0.5}
+    searcher = RandomSearcher(INFINITE, points_to_evaluate=[point])
+    point["dropout"] = 0.6
+    searcher.suggest(0).clear()
+    assert searcher.suggest(0)["dropout"] == 0.5
 
 
 @pytest.mark.parametrize(

@@ -136,6 +136,14 @@ def test_a_distribution_is_read_back_from_its_text(domain):
     assert again.from_unit(0.3) == domain.from_unit(0.3)
 
 
+@pytest.mark.parametrize("domain", WRAPPED, ids=lambda domain: domain.expression())
+@pytest.mark.parametrize("u", [0, 1e-300, 1 - 2**-53, 1])
+def test_the_ends_of_the_unit_interval_are_finite_values(domain, u):
+    value = domain.from_unit(u)
+    assert domain.contains(value)
+    assert math.isfinite(value)
+
+
 @given(DOMAINS, st.integers(1, 9))
 def test_a_grid_represents_the_domain(domain, n):
     grid = domain.grid(n)

@@ -18,7 +18,8 @@ from dask_hpo.core.domains import Domain, FiniteDomain, is_number, plain
 from dask_hpo.core.numeric import Float, Integer
 from dask_hpo.errors import SpaceError
 
-#: The unit interval is cut off here where a support is infinite, so that its ends stay finite.
+#: Nearer to 0 or 1 the end of the support is meant: scipy's inverses fail on such numbers, and
+#: those of an infinite support are infinite, so that there the unit interval is cut off.
 _EDGE = 2.0**-53
 #: A discrete distribution with a finite support of up to so many values becomes a table.
 _LARGEST_TABLE = 2**16
@@ -102,9 +103,11 @@ class Distribution(Domain):
 
     def from_unit(self, u: float) -> Any:
         """Map a number of [0, 1] to a value by the inverse of the distribution function."""
-        low = 0.0 if math.isfinite(self.lower) else _EDGE
-        high = 1.0 if math.isfinite(self.upper) else 1.0 - _EDGE
-        value = float(self.rv.ppf(min(max(float(u), low), high)))
+        if u < _EDGE and math.isfinite(self.lower):
+            return self.value_type(self.lower)
+        if u > 1.0 - _EDGE and math.isfinite(self.upper):
+            return self.value_type(self.upper)
+        value = float(self.rv.ppf(min(max(float(u), _EDGE), 1.0 - _EDGE)))
         return self.value_type(min(max(value, self.lower), self.upper))
 
     def expression(self) -> str:
