@@ -142,6 +142,16 @@ class SearcherConformance:
         assert take(twin, 30, start=20) == whole[20:]
 
     @pytest.mark.parametrize("definition", [INFINITE, FINITE])
+    @pytest.mark.parametrize("points", [(), ({},)])
+    def test_a_new_one_that_is_told_the_past_goes_on_by_it(self, definition, points):
+        whole = take(self.make(definition, points_to_evaluate=points), 55)
+        searcher = self.make(definition, points_to_evaluate=points)
+        for trial_id, config in enumerate(whole[:30]):
+            searcher.restore(trial_id, config)
+            searcher.observe(observation(trial_id, config))
+        assert take(searcher, 25, start=30) == whole[30:]
+
+    @pytest.mark.parametrize("definition", [INFINITE, FINITE])
     def test_who_changes_a_configuration_changes_no_other(self, definition):
         clean = take(self.make(definition, points_to_evaluate=[{}]), 20)
         searcher = self.make(definition, points_to_evaluate=[{}])

@@ -15,6 +15,7 @@ from dask_hpo.core.events import (
     Outcome,
     Record,
     Reported,
+    SetAside,
     SlotsChanged,
     StartTrial,
     StopReason,
@@ -22,13 +23,14 @@ from dask_hpo.core.events import (
     StopTrial,
     Tick,
     TrialEnded,
+    TrialFound,
     TrialStarted,
 )
 from dask_hpo.core.interfaces import Continue, Stop
 from dask_hpo.core.metric import Metric
 from dask_hpo.core.stopping import StoppingCriterion
 from dask_hpo.core.trial import ACTIVE, TrialState
-from dask_hpo.core.tuning import Tuning
+from dask_hpo.core.tuning import INTERRUPTED, Tuning
 from dask_hpo.errors import IllegalTransitionError, OptionError
 
 
@@ -320,6 +322,175 @@ def test_an_illegal_event_raises_and_changes_nothing():
     assert tuning.best is None
 
 
+# An experiment that is resumed
+
+
+def replayed(log, **options):
+    """Return a state machine that was told what a log says, as the driver does."""
+    tuning = make(**options)
+    for record in log:
+        event = record.event
+        if isinstance(event, TrialStarted) or event.trial_id >= len(tuning.trials):
+            tuning.replay(TrialFound(event.now, event.trial_id, record.config))
+        tuning.replay(event)
+    return tuning
+
+
+def run_of(number, attempt=1):
+    return TrialStarted(0, number, attempt, "w", f"w/{number}/{attempt}")
+
+
+def test_a_resume_takes_up_what_runs_and_goes_on_with_the_next_number():
+    tuning = make()
+    log = records(
+        tuning, SlotsChanged(0, 3), run_of(0), run_of(2), reported(2, 1, error=2.0), ended(0)
+    )
+    again = replayed(log)
+    assert again.resume() == [
+        StartTrial(1, 1, {"i": 1}),  # submitted, and never heard of
+        StartTrial(2, 1, {"i": 2}, run="w/2/1", elapsed=0.0),
+    ]
+    assert feed(again, SlotsChanged(9, 3)) == starts(3)
+    assert again.best.trial_id == 2
+
+
+def test_a_resume_counts_lost_attempts_on():
+    tuning = make(lost=1)
+    log = records(tuning, SlotsChanged(0, 1), run_of(0), ended(0, Outcome.LOST), run_of(0, 2))
+    again = replayed(log, lost=1)
+    (start,) = again.resume()
+    assert (start.attempt, start.run) == (2, "w/0/2")
+    (end,) = records(again, ended(0, Outcome.LOST, attempt=2))
+    assert end.event.outcome is Outcome.FAILED
+
+
+def test_a_resume_repeats_the_stop_of_a_trial_that_a_scheduler_stopped():
+    scheduler = StopAt(1)
+    tuning = make(scheduler=scheduler)
+    log = records(tuning, SlotsChanged(0, 1), run_of(0), reported(0, 1, error=1.0))
+    again = replayed(log, scheduler=StopAt(1))
+    assert again.resume()[1] == StopTrial(0, 1, StopReason.SCHEDULER)
+
+
+def test_what_a_person_stopped_runs_again_and_what_a_limit_stopped_does_not():
+    tuning = make(max_wallclock_time=10)
+    log = records(tuning, SlotsChanged(0, 1), run_of(0), StopRequested(1))
+    log += records(tuning, ended(0, Outcome.STOPPED))
+    again = replayed(log, max_wallclock_time=10)
+    assert again.resume() == starts(0, attempt=2)
+    log += records(again, TrialStarted(2, 0, 2, "w", "r"), Tick(10))
+    log += records(again, ended(0, Outcome.STOPPED, attempt=2))
+    assert replayed(log, max_wallclock_time=10).active == {}
+
+
+def test_a_limit_that_was_reached_ends_a_resumed_experiment_at_once():
+    tuning = make(max_num_trials_started=1)
+    log = records(tuning, SlotsChanged(0, 1), run_of(0), ended(0, error=1.0))
+    again = replayed(log, max_num_trials_started=1)
+    assert feed(again, SlotsChanged(1, 4)) == [Finish(StopReason.MAX_NUM_TRIALS_STARTED)]
+    larger = replayed(log, max_num_trials_started=3)
+    assert feed(larger, SlotsChanged(1, 4)) == starts(1, 2)
+
+
+def test_a_trial_that_only_the_cluster_knows_keeps_its_number_and_configuration():
+    again = make()
+    again.replay(TrialFound(0, 2, {"i": "found"}, attempt=2))
+    assert [t.config for t in again.trials] == [{"i": 0}, {"i": 1}, {"i": "found"}]
+    assert (again.trials[2].attempt, again.trials[2].lost) == (2, 1)
+    again.replay(TrialFound(0, 1, {"i": "another"}))  # it was sampled before a report came
+    assert again.trials[1].config == {"i": "another"}
+    assert feed(again, SlotsChanged(0, 4)) == starts(3)
+
+
+def test_trials_below_one_that_the_cluster_knows_are_started():
+    again = make()
+    assert feed(again, TrialFound(0, 2, {"i": 2})) == starts(0, 1)
+    assert feed(again, SlotsChanged(0, 4)) == starts(3)
+
+
+def test_a_searcher_without_the_configuration_of_a_trial_that_exists_is_refused():
+    again = make(Counting(size=1))
+    with pytest.raises(OptionError, match="no configuration for trial 1"):
+        again.replay(TrialFound(0, 2, {"i": 2}))
+
+
+class Restorable(Counting):
+    def restore(self, trial_id, config):
+        self.restored = [*getattr(self, "restored", []), (trial_id, config)]
+
+
+def test_a_searcher_is_told_what_it_gave_and_what_became_of_it():
+    log = records(
+        make(), SlotsChanged(0, 1), run_of(0), reported(0, 1, error=2.0), ended(0), run_of(1)
+    )
+    searcher = Restorable()
+    replayed(log, searcher=searcher)
+    assert searcher.restored == [(0, {"i": 0}), (1, {"i": 1})]
+    assert [(o.loss, o.final) for o in searcher.observations] == [(2.0, False), (2.0, True)]
+
+
+# Workers
+
+
+def on(worker, number):
+    return TrialStarted(0, number, 1, worker)
+
+
+def failed(number):
+    return ended(number, Outcome.FAILED, failure=Failure("E: no such package"))
+
+
+def test_a_worker_that_alone_fails_its_trials_is_set_aside_and_the_experiment_goes_on():
+    tuning = make(max_failure_rate=0.8)
+    feed(tuning, SlotsChanged(0, 2), on("good", 0))
+    for number in range(1, 5):
+        assert feed(tuning, on("bad", number), failed(number)) == starts(number + 1)
+    aside, start = feed(tuning, on("bad", 5), failed(5))
+    assert aside == SetAside("bad", 5, "E: no such package")
+    assert [start] == starts(6)
+    assert tuning.statistics.failed == 0  # they tell nothing of the search
+
+
+def test_a_worker_that_fails_before_the_others_have_begun_is_set_aside():
+    """Trial 0 warms up elsewhere, and its start is not heard of yet."""
+    tuning = make(max_failure_rate=0.8)
+    feed(tuning, SlotsChanged(0, 2))
+    for number in range(1, 5):
+        feed(tuning, on("bad", number), failed(number))
+    aside, _ = feed(tuning, on("bad", 5), failed(5))
+    assert aside == SetAside("bad", 5, "E: no such package")
+
+
+def test_the_only_worker_is_not_set_aside():
+    tuning = make(max_failure_rate=1.0)
+    feed(tuning, SlotsChanged(0, 1))
+    for number in range(30):
+        assert feed(tuning, on("w", number), failed(number)) == starts(number + 1)
+
+
+def test_trials_that_fail_everywhere_are_no_workers_fault():
+    tuning = make(max_failure_rate=1.0)
+    feed(tuning, SlotsChanged(0, 2))
+    for number in range(0, 60, 2):
+        for worker, n in (("v", number), ("w", number + 1)):
+            assert feed(tuning, on(worker, n), failed(n)) == starts(n + 2)
+
+
+def test_failures_in_a_row_that_are_no_chance():
+    """Elsewhere one in ten fails: so many in a row on one worker have a cause there."""
+    tuning = make(max_failure_rate=1.0)
+    feed(tuning, SlotsChanged(0, 2))
+    number = 0
+    for i in range(20):
+        feed(tuning, on("good", number), failed(number) if i % 10 == 0 else ended(number, error=1))
+        number += 1
+    feed(tuning, on("good", number))
+    set_aside = []
+    for n in range(number + 1, number + 12):
+        set_aside += [c for c in feed(tuning, on("bad", n), failed(n)) if isinstance(c, SetAside)]
+    assert [command.failures for command in set_aside] == [7]  # (3 / 22) ** 7 = 9e-7
+
+
 # Whatever happens, in whatever order
 
 
@@ -354,7 +525,7 @@ class AnyOrder(RuleBasedStateMachine):
                     assert key not in self.started
                     self.started.add(key)
                 case Record():
-                    self.log.append(command.event)
+                    self.log.append(command)
                 case Finish():
                     self.finishes += 1
 
@@ -411,9 +582,9 @@ class AnyOrder(RuleBasedStateMachine):
     def each_ended_trial_is_logged_and_told_once(self):
         over = {t.trial_id for t in self.tuning.trials if t.state not in ACTIVE}
         final = [
-            e.trial_id
-            for e in self.log
-            if isinstance(e, TrialEnded) and e.outcome is not Outcome.LOST
+            r.event.trial_id
+            for r in self.log
+            if isinstance(r.event, TrialEnded) and r.event.outcome is not Outcome.LOST
         ]
         assert sorted(final) == sorted(over) == sorted(self.scheduler.ended)
 
@@ -421,6 +592,28 @@ class AnyOrder(RuleBasedStateMachine):
     def it_finishes_once_and_only_when_nothing_runs(self):
         assert self.finishes == self.tuning.finished
         assert not (self.tuning.finished and self.tuning.active)
+
+    def teardown(self):
+        """Replay the log, and compare all that a later driver needs to know."""
+        again = replayed(self.log)
+        logged = {r.event.trial_id for r in self.log}
+        ends = [r.event for r in self.log if isinstance(r.event, TrialEnded)]
+        interrupted = {event.trial_id for event in ends if event.failure == INTERRUPTED}
+        assert len(again.trials) == max(logged, default=-1) + 1
+        for trial, copy in zip(self.tuning.trials, again.trials, strict=False):
+            if trial.trial_id in interrupted:  # it is to run again, with what it gave so far
+                assert (copy.state, copy.attempt) == (TrialState.SUBMITTED, trial.attempt + 1)
+                continue
+            assert (trial.state in ACTIVE) == (copy.state in ACTIVE)
+            assert trial.state in ACTIVE or trial.state is copy.state
+            if trial.trial_id in logged:
+                for name in ("config", "attempt", "run", "elapsed", "step", "evaluated"):
+                    assert getattr(trial, name) == getattr(copy, name), name
+                assert trial.lost == copy.lost or trial.state not in ACTIVE
+                assert repr((trial.value, trial.loss)) == repr((copy.value, copy.loss))
+        assert again.evaluations == self.tuning.evaluations
+        assert again.best == self.tuning.best
+        assert again.first_failure == self.tuning.first_failure
 
 
 AnyOrder.TestCase.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)

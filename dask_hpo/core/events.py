@@ -53,13 +53,27 @@ class Failure:
 
 
 @dataclass(frozen=True, slots=True)
+class TrialFound:
+    """A trial that began in the past is known to the log, or to the cluster, and not yet here.
+
+    ``attempt`` is the one that is known of; those before it were lost.
+    """
+
+    now: float
+    trial_id: int
+    config: Configuration
+    attempt: int = 1
+
+
+@dataclass(frozen=True, slots=True)
 class TrialStarted:
-    """An attempt began to run on a worker."""
+    """An attempt began to run on a worker. ``run`` names this execution, and no other ever."""
 
     now: float
     trial_id: int
     attempt: int
     worker: str
+    run: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,16 +126,22 @@ class Tick:
     now: float
 
 
-Event = TrialStarted | Reported | TrialEnded | SlotsChanged | StopRequested | Tick
+Event = TrialFound | TrialStarted | Reported | TrialEnded | SlotsChanged | StopRequested | Tick
 
 
 @dataclass(frozen=True, slots=True)
 class StartTrial:
-    """Run this attempt of a trial in the next free slot."""
+    """Run this attempt of a trial in the next free slot, or go on with it where it runs.
+
+    ``run`` is given for an attempt that was seen running: it must be found again, or it is lost.
+    ``elapsed`` is that of its last report, so that what comes twice is told apart.
+    """
 
     trial_id: int
     attempt: int
     config: Configuration
+    run: str = ""
+    elapsed: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,6 +151,18 @@ class StopTrial:
     trial_id: int
     attempt: int
     reason: StopReason
+
+
+@dataclass(frozen=True, slots=True)
+class SetAside:
+    """Give this worker no more trials: so many failed on it in a row, which succeed elsewhere.
+
+    ``last`` is the error of the last of them.
+    """
+
+    worker: str
+    failures: int
+    last: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,4 +188,4 @@ class Record:
     slots: int
 
 
-Command = StartTrial | StopTrial | Record | Finish
+Command = StartTrial | StopTrial | Record | SetAside | Finish

@@ -23,7 +23,12 @@ class Observation:
 
 
 class Searcher(Protocol):
-    """Proposes configurations and learns from observations."""
+    """Proposes configurations and learns from observations.
+
+    When an experiment is resumed, the observations of the past are told again. A searcher may also
+    have ``restore(trial_id, config)``, which tells it of a configuration that it gave then; one
+    that has not is asked for a suggestion, which is dropped.
+    """
 
     def suggest(self, trial_id: int) -> Configuration | None:
         """Return the configuration of this trial, or None when the space is exhausted.

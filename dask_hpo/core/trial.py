@@ -11,7 +11,8 @@ not in it cannot happen, and asking for it raises and changes nothing.
 
 An attempt that is lost (its worker died) puts its trial back to SUBMITTED, for the next attempt; a
 trial that was to be stopped anyway is then simply STOPPED. A stop is a request: a trial may
-complete or fail before it takes effect, and what it did then counts.
+complete or fail before it takes effect, and what it did then counts. When an experiment that a
+person had stopped is resumed, its trials go back from STOPPING to SUBMITTED.
 """
 
 from __future__ import annotations
@@ -45,6 +46,7 @@ class Happening(enum.Enum):
     REPORT = "report"
     STOP = "stop"
     GIVE_UP = "give up"  #: too many attempts were lost
+    AGAIN = "run again"  #: a person had stopped the experiment, and resumed it
 
 
 _S = TrialState
@@ -63,6 +65,7 @@ TRANSITIONS: dict[tuple[TrialState, Happening | Outcome], TrialState] = {
     (_S.RUNNING, Outcome.LOST): _S.SUBMITTED,
     (_S.STOPPING, _H.START): _S.STOPPING,
     (_S.STOPPING, _H.REPORT): _S.STOPPING,
+    (_S.STOPPING, _H.AGAIN): _S.SUBMITTED,
     (_S.STOPPING, Outcome.COMPLETED): _S.COMPLETED,
     (_S.STOPPING, Outcome.FAILED): _S.FAILED,
     (_S.STOPPING, Outcome.STOPPED): _S.STOPPED,
@@ -76,6 +79,8 @@ class Trial:
 
     ``value`` is the best value it reported or returned (NaN before the first), ``loss`` the same as
     a loss; ``step`` the last step reported; ``lost`` how many attempts the infrastructure lost.
+    ``run`` and ``elapsed`` are the current attempt's: the name of its execution (empty before its
+    start was heard), and the seconds from its start to its last report.
     """
 
     trial_id: int
@@ -83,6 +88,8 @@ class Trial:
     state: TrialState = TrialState.SUBMITTED
     attempt: int = 1
     worker: str = ""
+    run: str = ""
+    elapsed: float = 0.0
     step: int = 0
     evaluated: bool = False  #: the metric was heard at least once, whatever its value
     value: float = math.nan
@@ -105,6 +112,11 @@ class Trial:
                 f"'{happening.value}' cannot happen to it (see dask_hpo/core/trial.py)"
             )
         self.state = state
+
+    def start_over(self) -> None:
+        """Turn to the next attempt, of which nothing is known."""
+        self.attempt += 1
+        self.worker, self.run, self.elapsed = "", "", 0.0
 
     def observe(self, value: float, loss: float) -> None:
         """Take in a value of the metric; the trial's own is the best it ever had."""

@@ -10,6 +10,9 @@ One event is one step of ``handle``:
 3. free slots are filled;
 4. when nothing runs and nothing is to come, ``Finish`` is the last command.
 
+An experiment is resumed by events, too: ``replay`` takes in those of the past, from which nothing
+follows, and ``resume`` gives the commands that take up what was running.
+
 All of it is O(1) per event, besides what a searcher or a scheduler does.
 """
 
@@ -30,6 +33,7 @@ from dask_hpo.core.events import (
     Outcome,
     Record,
     Reported,
+    SetAside,
     SlotsChanged,
     StartTrial,
     StopReason,
@@ -37,12 +41,15 @@ from dask_hpo.core.events import (
     StopTrial,
     Tick,
     TrialEnded,
+    TrialFound,
     TrialStarted,
 )
+from dask_hpo.core.health import SUSPECT_AFTER, WorkerHealth
 from dask_hpo.core.interfaces import Observation, Scheduler, Searcher, Stop
 from dask_hpo.core.metric import Metric
 from dask_hpo.core.stopping import Statistics, StoppingCriterion
-from dask_hpo.core.trial import Happening, Trial, TrialState
+from dask_hpo.core.trial import TRANSITIONS, Happening, Trial, TrialState
+from dask_hpo.errors import OptionError
 
 OnStop = Literal["stop", "wait"]
 
@@ -52,6 +59,10 @@ _ALWAYS_AWAIT = frozenset({StopReason.MAX_NUM_TRIALS_STARTED, StopReason.EXHAUST
 _ALWAYS_STOP = frozenset({StopReason.INTERRUPTED, StopReason.FAILURE_RATE})
 #: A limit that is reached while the last trials are awaited still stops them.
 _MAY_YET_STOP = frozenset({None, *_ALWAYS_AWAIT})
+_STOPPABLE = frozenset({TrialState.SUBMITTED, TrialState.RUNNING})
+
+#: How the end of a trial that a person stopped is told from others: a resume runs it again.
+INTERRUPTED = Failure("Interrupted: a person ended the experiment; a resume runs the trial again")
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,6 +114,7 @@ class Tuning:
         self._on_stop = on_stop
         self._max_lost_attempts = max_lost_attempts
         self._best_loss = math.inf
+        self._health = WorkerHealth()
         self._reported_names: dict[int, set[str]] = {}  # of active trials: for a misspelt metric
 
     def handle(self, event: Event) -> list[Command]:
@@ -122,19 +134,46 @@ class Tuning:
             commands.append(Finish(self.stop_reason))
         return commands
 
+    def replay(self, event: Event) -> None:
+        """Take in an event of the past: it changes what is known, and nothing follows from it.
+
+        Raises
+        ------
+        IllegalTransitionError
+            If the event does not fit the state of its trial.
+        """
+        trial = self._current(event) if isinstance(event, TrialEnded) else None
+        if isinstance(event, TrialEnded) and trial is not None:
+            if (trial.state, event.outcome) not in TRANSITIONS:
+                self._move(trial, Happening.STOP)  # the experiment's end stopped it: not an event
+            if event.failure == INTERRUPTED:
+                self._move(trial, Happening.AGAIN)
+                trial.start_over()
+        self._take_in(event)  # of an attempt that is over it says nothing
+        self.now = max(self.now, event.now)
+
+    def resume(self) -> list[Command]:
+        """Return what takes up the active trials again, after a replay or a break of connection."""
+        commands: list[Command] = []
+        for trial in self.active.values():
+            commands.append(_start(trial))
+            if trial.state is TrialState.STOPPING:
+                reason = self.stop_reason or StopReason.SCHEDULER
+                commands.append(StopTrial(trial.trial_id, trial.attempt, reason))
+        return commands
+
     @property
     def statistics(self) -> Statistics:
         """The numbers that a stopping criterion looks at."""
         counts = self.counts
-        ended = (
-            counts[TrialState.COMPLETED] + counts[TrialState.STOPPED] + counts[TrialState.FAILED]
-        )
+        failed = counts[TrialState.FAILED] - self._health.excused
+        ended = counts[TrialState.COMPLETED] + counts[TrialState.STOPPED] + failed
         return Statistics(
             now=self.now,
             started=len(self.trials),
             completed=counts[TrialState.COMPLETED],
             ended=ended,
-            failed=counts[TrialState.FAILED],
+            failed=failed,
             evaluations=self.evaluations,
             best_loss=self._best_loss,
         )
@@ -143,6 +182,8 @@ class Tuning:
 
     def _take_in(self, event: Event) -> list[Command]:
         match event:
+            case TrialFound():
+                return self._on_found(event)
             case TrialStarted():
                 return self._on_started(event)
             case Reported():
@@ -157,12 +198,40 @@ class Tuning:
                 pass
         return []
 
+    def _on_found(self, event: TrialFound) -> list[Command]:
+        """Take the trial up under its number; those below it were submitted before, unseen."""
+        commands: list[Command] = []
+        while len(self.trials) < event.trial_id:
+            config = self._searcher.suggest(len(self.trials))
+            if config is None:
+                raise OptionError(
+                    f"the searcher has no configuration for trial {len(self.trials)}, but trial "
+                    f"{event.trial_id} exists: resume with the searcher and the space that the "
+                    "experiment began with"
+                )
+            commands.append(_start(self._add(config)))
+        if event.trial_id == len(self.trials):
+            self._tell_searcher(event)
+            trial = self._add(event.config)
+            trial.attempt, trial.lost = event.attempt, event.attempt - 1
+        elif (trial := self.trials[event.trial_id]).state is TrialState.SUBMITTED:
+            trial.config = event.config  # what really runs, whatever would be suggested today
+        return commands
+
+    def _tell_searcher(self, event: TrialFound) -> None:
+        """Let the searcher know of a configuration that it gave in the past."""
+        restore = getattr(self._searcher, "restore", None)
+        if restore is not None:
+            restore(event.trial_id, event.config)
+        else:
+            self._searcher.suggest(event.trial_id)  # it may count its calls
+
     def _on_started(self, event: TrialStarted) -> list[Command]:
         trial = self._current(event)
         if trial is None:
             return []
         self._move(trial, Happening.START)
-        trial.worker = event.worker
+        trial.worker, trial.run = event.worker, event.run
         return [self._record(event, trial)]
 
     def _on_reported(self, event: Reported) -> list[Command]:
@@ -170,7 +239,7 @@ class Tuning:
         if trial is None:
             return []
         self._move(trial, Happening.REPORT)
-        trial.step = event.step
+        trial.step, trial.elapsed = event.step, event.elapsed
         self._reported_names[trial.trial_id].update(event.metrics)
         commands: list[Command] = [self._record(event, trial)]
         if self._metric.name in event.metrics:
@@ -198,6 +267,7 @@ class Tuning:
 
     def _on_lost(self, event: TrialEnded, trial: Trial) -> list[Command]:
         """Run the trial again, unless it was to stop anyway or its budget is spent."""
+        event = dataclasses.replace(event, metrics={})  # a lost attempt's count for nothing
         self._move(trial, Outcome.LOST)
         trial.lost += 1
         if trial.state is TrialState.STOPPED:
@@ -206,9 +276,8 @@ class Tuning:
             self._move(trial, Happening.GIVE_UP)
             return self._close(_given_up(event, trial), trial)
         record = self._record(event, trial)
-        trial.attempt += 1
-        trial.worker = ""
-        return [record, StartTrial(trial.trial_id, trial.attempt, trial.config)]
+        trial.start_over()
+        return [record, _start(trial)]
 
     def _judge(self, event: TrialEnded, trial: Trial) -> TrialEnded:
         """Call a trial that never gave the metric what it is: failed, and say what it gave."""
@@ -223,6 +292,8 @@ class Tuning:
 
     def _close(self, event: TrialEnded, trial: Trial) -> list[Command]:
         """Let everyone know that a trial is over."""
+        if trial.state is TrialState.STOPPED and self.stop_reason is StopReason.INTERRUPTED:
+            event = dataclasses.replace(event, failure=INTERRUPTED)
         del self.active[trial.trial_id]
         del self._reported_names[trial.trial_id]
         if event.failure is not None and trial.state is TrialState.FAILED:
@@ -232,7 +303,24 @@ class Tuning:
         self._searcher.observe(
             Observation(trial.trial_id, trial.config, loss, trial.step, final=True)
         )
-        return [self._record(event, trial)]
+        return [self._record(event, trial), *self._judge_worker(event, trial)]
+
+    def _judge_worker(self, event: TrialEnded, trial: Trial) -> list[Command]:
+        """Set the worker of a trial aside if it keeps failing trials that succeed elsewhere."""
+        health, worker = self._health, trial.worker
+        health.ended(worker, failed=trial.state is TrialState.FAILED)
+        if not worker or not health.is_suspect(worker):
+            return []
+        others = any(
+            # What was submitted before the first failure, and not heard of yet, is elsewhere too.
+            other.worker != worker
+            if other.worker
+            else other.trial_id + SUSPECT_AFTER <= trial.trial_id
+            for other in self.active.values()
+        )
+        failures = health.judge(worker, others_at_work=others)
+        last = event.failure.error if event.failure else ""
+        return [SetAside(worker, failures, last)] if failures else []
 
     # What follows from it
 
@@ -246,17 +334,18 @@ class Tuning:
 
     def _stop(self, reason: StopReason) -> list[Command]:
         """Start no further trial, and stop or await those that run."""
+        if self.stop_reason in _ALWAYS_STOP:
+            return []  # they are stopped already, and for that
         self.stop_reason = reason
         await_them = reason in _ALWAYS_AWAIT or (
             self._on_stop == "wait" and reason not in _ALWAYS_STOP
         )
         if await_them:
             return []
-        stoppable = (TrialState.SUBMITTED, TrialState.RUNNING)
         return [
             command
             for trial in list(self.active.values())
-            if trial.state in stoppable
+            if trial.state in _STOPPABLE
             for command in self._stop_trial(trial, reason)
         ]
 
@@ -272,16 +361,20 @@ class Tuning:
             if config is None:
                 self.stop_reason = StopReason.EXHAUSTED
                 break
-            trial = Trial(trial_id, config)
-            self.trials.append(trial)
-            self.active[trial_id] = trial
-            self.counts[trial.state] += 1
-            self._reported_names[trial_id] = set()
-            commands.append(StartTrial(trial_id, trial.attempt, config))
+            commands.append(_start(self._add(config)))
             commands += self._check_stopping()  # max_num_trials_started holds to the trial
         return commands
 
     # Small steps that several events share
+
+    def _add(self, config: Configuration) -> Trial:
+        """Give the next number to a configuration."""
+        trial = Trial(len(self.trials), config)
+        self.trials.append(trial)
+        self.active[trial.trial_id] = trial
+        self.counts[trial.state] += 1
+        self._reported_names[trial.trial_id] = set()
+        return trial
 
     def _current(self, event: TrialStarted | Reported | TrialEnded) -> Trial | None:
         """Return the active trial of this attempt; None for what comes late from an older one."""
@@ -312,6 +405,10 @@ class Tuning:
             case TrialEnded():
                 value = trial.value
         return Record(event, trial.config, value, trial.step, trial.worker, self.slots)
+
+
+def _start(trial: Trial) -> StartTrial:
+    return StartTrial(trial.trial_id, trial.attempt, trial.config, trial.run, trial.elapsed)
 
 
 def _metric_missing(metric: str, heard: list[str]) -> Failure:

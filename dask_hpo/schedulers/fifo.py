@@ -56,6 +56,18 @@ class FIFOScheduler:
         self.random_seed = _check_seed(random_seed)
         self.points_to_evaluate = tuple(points_to_evaluate)
 
+    @property
+    def options(self) -> dict[str, Any]:
+        """What a resume makes the scheduler of again, beside space, metric and seed; plain data.
+
+        A searcher that is an object is left out: whoever resumes brings it along.
+        """
+        named = isinstance(self.searcher, str)
+        return {
+            "points_to_evaluate": [self.space.canonical_part(p) for p in self.points_to_evaluate],
+            **({"searcher": self.searcher} if named else {}),
+        }
+
     def on_report(self, trial_id: int, step: int, loss: float) -> Decision:  # noqa: ARG002 - FIFO looks at no report
         """Let it run."""
         return Continue()

@@ -58,6 +58,12 @@ class D2LSearcher:
         self._exhausted = config is None
         return config
 
+    def restore(self, trial_id: int, config: Configuration) -> None:  # noqa: ARG002 - see suggest
+        """Let the object sample, as it did then, and remember what was really given."""
+        self.searcher.sample_configuration()
+        if self.space.size is not None:
+            self._given.add(tuple(config.values()))
+
     def observe(self, observation: Observation) -> None:
         """Tell the object of a trial that has ended."""
         if observation.final:

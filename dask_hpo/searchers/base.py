@@ -64,6 +64,12 @@ class SpaceSearcher(ABC):
             return dict(self._points[trial_id])
         return self._propose(trial_id)
 
+    def restore(self, trial_id: int, config: Configuration) -> None:
+        """Come to the state in which this configuration has been given."""
+        if self.space.size is not None:
+            self.suggest(trial_id)
+            self._given.add(self._key(config))
+
     def observe(self, observation: Observation) -> None:  # noqa: B027 - those that learn override it
         """Learn nothing: what is proposed does not depend on what was observed."""
 

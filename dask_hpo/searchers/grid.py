@@ -57,6 +57,11 @@ class GridSearcher(SpaceSearcher):
         self._order = Scan(self.size, self.seed) if shuffle else None
         self._next = 0
 
+    def restore(self, trial_id: int, config: Configuration) -> None:
+        """Come to the state in which this configuration has been given."""
+        self.suggest(trial_id)
+        self._given.add(self._key(config))
+
     def _propose(self, trial_id: int) -> Configuration | None:
         while self._next < self.size:
             config = self._draw(trial_id, 0)
