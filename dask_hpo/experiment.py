@@ -7,17 +7,17 @@ import html
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 
+from dask_hpo.log.columns import ConfigColumn, config_columns
 from dask_hpo.log.definition import Definition
 from dask_hpo.log.directory import find, is_running, read_definition, read_end
+from dask_hpo.log.reader import read_clock, read_events
 from dask_hpo.log.rows import metric_column
-from dask_hpo.log.writer import read_events
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -67,6 +67,10 @@ class Summary:
             f"  best         {self._best_text()}",
             f"  log          {self.path}",
         ]
+        if self.status in {"dead", "detached", "interrupted"}:
+            lines.append(
+                f"  to go on     dask hpo resume {self.name}, with --address if it had one"
+            )
         lines += [f"  trial {number} failed: {error}" for number, error in self.failures[:5]]
         if len(self.failures) > SHOWN_FAILURES:
             lines.append(f"  and {len(self.failures) - SHOWN_FAILURES} more failures")
@@ -107,7 +111,7 @@ class Experiment:
         self.path = path
         self.definition: Definition = read_definition(path)
         end = read_end(path)
-        #: running, finished, failed, interrupted, or dead (its driver died without an end)
+        #: running, finished, failed, interrupted, detached, or dead (no end, and no driver)
         self.status: str = end["status"] if end else "running" if is_running(path) else "dead"
         self._end = end
 
@@ -131,7 +135,7 @@ class Experiment:
         reports = events[(events["kind"] == "report") | returned].copy()
         is_end = reports["kind"] == "end"
         reports.loc[is_end, "value"] = reports.loc[is_end, self._metric_column]
-        drop = ["kind", "status", "failure", "traceback", "output_tail"]
+        drop = ["kind", "run", "status", "failure", "traceback", "output_tail"]
         return reports.drop(columns=drop).reset_index(drop=True)
 
     @functools.cached_property
@@ -144,18 +148,21 @@ class Experiment:
         """
         starts = self._last(self.events[self.events["kind"] == "start"])
         ends = self.events[(self.events["kind"] == "end") & (self.events["status"] != "lost")]
-        ends = self._last(ends)
+        last_attempt = self.events.groupby("trial_id")["attempt"].transform("max")
+        ends = self._last(ends[ends["attempt"] == last_attempt.loc[ends.index]])
         configs = [column for column in self.events.columns if column.startswith("config_")]
         trials = self._last(self.events)[configs]
         trials.insert(0, "state", ends["status"].reindex(trials.index))
-        open_state = "running" if self.status == "running" else "lost"
+        open_state = "running" if self.status in {"running", "detached"} else "lost"
         trials["state"] = trials["state"].fillna(open_state)
         trials = trials.join(self._values())
         trials["attempt"] = self.events.groupby("trial_id")["attempt"].max()
         trials["worker"] = starts["worker"]
         trials["start"] = starts["time"]
         trials["end"] = ends["time"]
-        trials["duration"] = trials["end"] - trials["start"]
+        # By the worker's clock, for the driver may have heard late; a lost attempt has none.
+        heard = trials["end"] - trials["start"]
+        trials["duration"] = ends["elapsed"].where(ends["elapsed"] > 0, heard)
         trials["failure"] = ends["failure"]
         return trials.sort_index().reset_index()
 
@@ -168,7 +175,8 @@ class Experiment:
         values = reports["value"]
         row = reports.loc[values.idxmin() if self._minimise else values.idxmax()]
         config = {
-            name: self._plain(name, row[f"config_{name}"]) for name in self.definition.config_types
+            column.name: _plain(column, row[f"config_{column.name}"])
+            for column in config_columns(self.definition)
         }
         return BestTrial(int(row["trial_id"]), float(row["value"]), int(row["step"]), config)
 
@@ -181,12 +189,8 @@ class Experiment:
 
     @property
     def wallclock_time(self) -> float:
-        """Seconds from the start to the end, to now if it runs, to the last row if it is dead."""
-        if self._end is not None:
-            return float(self._end["wallclock_time"])
-        if self.status == "running":
-            return (datetime.now(timezone.utc) - self.definition.started).total_seconds()
-        return float(self.events["time"].max()) if len(self.events) else 0.0
+        """Seconds that drivers spent on it; while one does, as of a few seconds ago."""
+        return read_clock(self.path) if self._end is None else float(self._end["wallclock_time"])
 
     @property
     def slot_utilisation(self) -> float:
@@ -329,12 +333,13 @@ class Experiment:
         offered: float = spans @ events["slots"].to_numpy(float)
         return before_first + offered
 
-    def _plain(self, name: str, value: Any) -> Any:
-        """Return a value of the table as the objective got it."""
-        if value is None or (isinstance(value, float) and math.isnan(value)):
-            return None
-        kind = self.definition.config_types[name]
-        return {"float": float, "int": int, "str": str, "bool": bool}[kind](value)
+
+def _plain(column: ConfigColumn, value: Any) -> Any:
+    """Return a value of the DataFrame as the objective got it."""
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        return None  # pandas has it so, or has made a float of an int beside it
+    kind = {"float": float, "int": int, "str": str, "bool": bool}[column.kind]
+    return column.decode(kind(value))
 
 
 def _or_none(value: float) -> float | None:

@@ -25,6 +25,7 @@ from hypothesis import strategies as st
 from dask_hpo import load_experiment
 from dask_hpo.core.events import Failure, Outcome, Reported, TrialEnded, TrialStarted
 from dask_hpo.errors import ExperimentExistsError, ExperimentNotFoundError, LogError, OptionError
+from dask_hpo.log.columns import config_columns
 from dask_hpo.log.definition import Definition
 from dask_hpo.log.directory import create_experiment, experiments, is_running, read_definition
 from dask_hpo.log.rows import Row, new_metrics, schema_of, to_table
@@ -55,7 +56,7 @@ def definition(name="e", **changes):
         "name": name,
         "metric": "error",
         "mode": "min",
-        "space": {"x": "uniform(0, 1)", "n": 3, "opt": "choice('a', 'b')"},
+        "space": {"x": "uniform(0, 1)", "n": 3, "opt": "choice(['a', 'b'])", "flag": True},
         "config_types": {"x": "float", "n": "int", "opt": "str", "flag": "bool"},
         "started": datetime(2026, 1, 2, 3, 4, 5, tzinfo=timezone.utc),
         "seed": 0,
@@ -63,9 +64,7 @@ def definition(name="e", **changes):
         "scheduler": "FIFOScheduler",
         "objective": "f",
         "stop_criterion": {"max_wallclock_time": 60},
-        "n_workers": 2,
-        "resources": {},
-        "isolation": "process",
+        "options": {"n_workers": 2, "resources": {}, "isolation": "process"},
         "dask_hpo_version": "0",
     }
     return Definition(**{**values, **changes})
@@ -135,7 +134,7 @@ def test_rows_hold_what_the_events_said(pairs):
     what = definition()
     rows = [Row(event, CONFIG, value, 7, "w", 3) for event, value in pairs]
     metrics = ["error", *new_metrics(rows, ["error"])]
-    table = to_table(rows, what, metrics).to_pylist()
+    table = to_table(rows, what, config_columns(what), metrics, what.started).to_pylist()
     for row, (event, value) in zip(table, pairs, strict=True):
         assert row["trial_id"] == event.trial_id
         assert row["attempt"] == event.attempt
@@ -161,7 +160,7 @@ def test_rows_hold_what_the_events_said(pairs):
 def test_a_part_says_its_version_and_experiment(tmp_path):
     writer(tmp_path).close()
     metadata = pq.read_schema(tmp_path / "e" / "events" / "part-000000.parquet").metadata
-    assert metadata[b"dask_hpo.log_version"] == b"1"
+    assert metadata[b"dask_hpo.log_version"] == b"2"
     assert metadata[b"dask_hpo.experiment"] == b"e"
 
 
@@ -280,7 +279,7 @@ def test_a_writer_that_is_killed_leaves_a_readable_log(tmp_path):
 
 
 LIMITED = """
-import resource, signal, sys
+import logging, os, resource, signal, sys
 sys.path.insert(0, {tests!r})
 from pathlib import Path
 import test_log
@@ -297,25 +296,30 @@ log.flush()
 log.flush()
 if {recovers}:
     resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+else:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    handler = logging.StreamHandler()
+    handler.emit = lambda record: os.kill(os.getpid(), signal.SIGINT)
+    logging.getLogger("dask_hpo").addHandler(handler)
 log.close()
 """
 
 
 @pytest.mark.parametrize("recovers", [True, False])
-def test_a_disk_that_is_full_loses_nothing_while_the_driver_lives(tmp_path, recovers):
+def test_where_nothing_can_be_written_the_loss_is_said(tmp_path, recovers):
     code = LIMITED.format(tests=str(Path(__file__).parent), root=str(tmp_path), recovers=recovers)
     done = subprocess.run(
         [sys.executable, "-c", code], check=False, capture_output=True, text=True, timeout=60
     )
-    assert done.stderr.count("the log cannot be written") == 1  # loud, and once
-    assert "make room" in done.stderr
     rows = len(pd.read_parquet(tmp_path / "e" / "events"))
     if recovers:
+        assert done.stderr.count("the log cannot be written") == 1  # loud, and once
         assert done.returncode == 0, done.stderr
         assert "written again, whole" in done.stderr
         assert rows == 8
     else:
         assert "4 rows could not be written" in done.stderr
+        assert "nor be saved in the temporary directory" in done.stderr
         assert rows == 4
 
 
@@ -376,7 +380,7 @@ def test_a_long_log_has_few_parts_and_bounded_memory(tmp_path):
     for number in range(500):
         write_trial(log, number)
         log.flush()
-        assert len(log._on_disk) < 100
+        assert len(log._parts._on_disk) < 100
     log.close()
     folder = tmp_path / "e" / "events"
     assert len(list(folder.iterdir())) == 20

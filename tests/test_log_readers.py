@@ -12,7 +12,7 @@ import pytest
 from test_log import READERS, append, create_experiment, definition, report, write_trial, writer
 
 from dask_hpo.errors import LogError
-from dask_hpo.log import writer as writer_module
+from dask_hpo.log import parts as parts_module
 from dask_hpo.log.directory import is_running
 from dask_hpo.log.writer import LogWriter
 
@@ -70,7 +70,7 @@ def test_a_writer_killed_at_any_step_of_widening_leaves_one_schema(tmp_path):
 
 
 def test_parts_are_widened_where_directories_cannot_change_places(tmp_path, monkeypatch):
-    monkeypatch.setattr(writer_module, "exchange", lambda first, second: False)
+    monkeypatch.setattr(parts_module, "exchange", lambda first, second: False)
     log = writer(tmp_path, part_rows=5)
     for number in range(3):
         write_trial(log, number)

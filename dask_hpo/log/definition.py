@@ -9,17 +9,22 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
+from dask_hpo.errors import LogError
+
 #: Version of the log's format. A later version of the package reads every earlier one.
-LOG_VERSION = 1
+LOG_VERSION = 2
 
 
 @dataclass(frozen=True, slots=True)
 class Definition:
-    """What was asked for when the experiment began.
+    """What was asked for when the experiment began; all that a resume needs besides the events.
 
-    ``space`` holds expressions such as ``"loguniform(1e-05, 0.1)"`` and plain constants;
-    ``config_types`` the type of each configuration column: ``float``, ``int``, ``str`` or ``bool``.
-    ``started`` is in UTC.
+    ``uid`` tells experiments of one name apart on a cluster. ``space`` holds expressions such as
+    ``"loguniform(1e-05, 0.1)"`` and plain constants; ``config_types`` the type of each
+    configuration column: ``float``, ``int``, ``str`` or ``bool``. ``started`` is in UTC.
+    ``scheduler_options`` and ``options`` are the arguments of the scheduler and of the tuner;
+    ``searcher`` and ``objective`` say in words what they are, and ``payload`` what of the
+    objective stands in the folder ``objective``.
     """
 
     name: str
@@ -33,10 +38,11 @@ class Definition:
     scheduler: str
     objective: str
     stop_criterion: Mapping[str, Any]
-    n_workers: int | None
-    resources: Mapping[str, float]
-    isolation: str
+    options: Mapping[str, Any]
     dask_hpo_version: str
+    scheduler_options: Mapping[str, Any] = field(default_factory=dict)
+    payload: Mapping[str, Any] = field(default_factory=dict)
+    uid: str = ""
     versions: Mapping[str, str] = field(default_factory=dict)
     log_version: int = LOG_VERSION
 
@@ -48,7 +54,24 @@ class Definition:
 
     @classmethod
     def from_json(cls, text: str) -> Definition:
-        """Read what `to_json` wrote; names that a later version added are ignored."""
+        """Read what `to_json` wrote; names that this version does not know are ignored.
+
+        Raises
+        ------
+        LogError
+            If a later version of the log's format was written.
+        """
         known = {f.name for f in dataclasses.fields(cls)}
-        values = {name: value for name, value in json.loads(text).items() if name in known}
+        written = json.loads(text)
+        if written["log_version"] > LOG_VERSION:
+            raise LogError(
+                f"log_version={written['log_version']}: the log was written by a newer dask_hpo "
+                f"({written.get('dask_hpo_version')}), and this one reads versions up to "
+                f"{LOG_VERSION}; install at least that version, or read the events with any "
+                "Parquet reader"
+            )
+        if written["log_version"] == 1:  # it had no other options
+            names = ("n_workers", "resources", "isolation")
+            written["options"] = {name: written[name] for name in names}
+        values = {name: value for name, value in written.items() if name in known}
         return cls(**{**values, "started": datetime.fromisoformat(values["started"])})

@@ -3,6 +3,7 @@
 experiment.json     the definition, written first
 events/             the Parquet parts; the writer makes it, with the first part in it
 output/             what trials wrote to stdout and stderr
+clock               the seconds that it has run, for a driver that goes on with it
 end.json            how it ended, written last
 lock                held by the driver that writes; the system frees it when that driver dies
 """
@@ -15,7 +16,10 @@ import fcntl
 import json
 import os
 import re
+import secrets
 import shutil
+from collections.abc import Callable
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
@@ -66,8 +70,15 @@ def check_available(name: str, root: Path | str | None = None) -> Path:
     return path
 
 
-def create_experiment(definition: Definition, root: Path | str | None = None) -> Path:
+def create_experiment(
+    definition: Definition,
+    root: Path | str | None = None,
+    fill: Callable[[Path], None] = lambda _: None,
+) -> Path:
     """Make the directory of a new experiment and return it; if that fails, nothing is left.
+
+    It is made under another name and then renamed: who sees it finds the definition in it, and what
+    ``fill(directory)`` writes there.
 
     Raises
     ------
@@ -77,15 +88,18 @@ def create_experiment(definition: Definition, root: Path | str | None = None) ->
         If the directory cannot be written.
     """
     path = check_available(definition.name, root)
+    scratch = _scratch_beside(path)
     missing = [parent for parent in path.parents if not parent.exists()]
     with contextlib.ExitStack() as undo:
         for parent in reversed(missing):
             undo.callback(_remove_if_empty, parent)
-        undo.callback(shutil.rmtree, path, ignore_errors=True)
+        undo.callback(shutil.rmtree, scratch, ignore_errors=True)
         try:
-            path.mkdir(parents=True)
-            (path / "output").mkdir()
-            (path / "experiment.json").write_text(definition.to_json(), encoding="utf-8")
+            scratch.mkdir(parents=True)
+            (scratch / "output").mkdir()
+            write_definition(scratch, definition)
+            fill(scratch)
+            scratch.rename(path)
         except OSError as error:
             raise LogError(
                 f"{path}: the log cannot be written there ({error.strerror or error}); "
@@ -93,6 +107,18 @@ def create_experiment(definition: Definition, root: Path | str | None = None) ->
             ) from error
         undo.pop_all()
     return path
+
+
+def remove_experiment(path: Path) -> None:
+    """Take an experiment away, as a whole: nobody sees a part of it."""
+    scratch = _scratch_beside(path)
+    with contextlib.suppress(OSError):
+        path.rename(scratch)
+    shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _scratch_beside(path: Path) -> Path:
+    return path.with_name(f".{path.name}.{secrets.token_hex(4)}.scratch")
 
 
 def _remove_if_empty(path: Path) -> None:
@@ -103,8 +129,16 @@ def _remove_if_empty(path: Path) -> None:
 def experiments(root: Path | str | None = None) -> list[str]:
     """Return the names of all experiments, the oldest first."""
     folder = root_directory(root)
-    found = [p.parent for p in folder.glob("*/experiment.json")]
-    return [p.name for p in sorted(found, key=lambda p: (read_definition(p).started, p.name))]
+    found = [p.parent for p in folder.glob("[!.]*/experiment.json")]
+    return [p.name for p in sorted(found, key=lambda p: (_started(p), p.name))]
+
+
+def _started(path: Path) -> datetime:
+    """Return when an experiment began; those that cannot be read come first."""
+    try:
+        return read_definition(path).started
+    except LogError:
+        return datetime.min.replace(tzinfo=timezone.utc)
 
 
 def find(name_or_path: str | Path, root: Path | str | None = None) -> Path:
@@ -128,17 +162,37 @@ def find(name_or_path: str | Path, root: Path | str | None = None) -> Path:
     )
 
 
+def write_definition(path: Path, definition: Definition) -> None:
+    """Write ``experiment.json`` of the experiment at a path.
+
+    Raises
+    ------
+    LogError
+        If it cannot be written; the one that stands there is as it was.
+    """
+    content = definition.to_json().encode("utf-8")
+    try:
+        replace_file(path / "experiment.json", content, path / ".experiment.json.scratch")
+    except OSError as error:
+        raise LogError(
+            f"{path}: experiment.json cannot be written ({error.strerror or error}); make room, "
+            "or have the right to write there"
+        ) from error
+
+
 def read_definition(path: Path) -> Definition:
     """Read the definition of the experiment at a path.
 
     Raises
     ------
     LogError
-        If the file is not what this package wrote.
+        If the file is not what this package wrote, or a newer version of it did.
     """
     file = path / "experiment.json"
     try:
         return Definition.from_json(file.read_text(encoding="utf-8"))
+    except LogError as error:
+        raise LogError(f"{file}: {error}") from None
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise LogError(
             f"{file}: this is no definition of an experiment ({error}); restore the file, or "
@@ -178,10 +232,32 @@ def hold_lock(path: Path) -> filelock.BaseFileLock:
     try:
         lock.acquire(timeout=1)
     except filelock.Timeout as error:
+        raise _held(path) from error
+    except OSError as error:
         raise LogError(
-            f"{path}: another driver is writing this experiment; wait for its end, or stop it"
+            f"{path}: the experiment cannot be locked for writing ({error.strerror or error}); "
+            "have the right to write there, and a file system that is not full"
         ) from error
     return lock
+
+
+def check_not_running(path: Path) -> None:
+    """Check that no living driver writes the experiment.
+
+    Raises
+    ------
+    LogError
+        If one does.
+    """
+    if is_running(path):
+        raise _held(path)
+
+
+def _held(path: Path) -> LogError:
+    return LogError(
+        f"{path}: another driver is writing this experiment, and an experiment has one at a time; "
+        "wait for its end, or stop it (a driver that died holds nothing)"
+    )
 
 
 def is_running(path: Path) -> bool:

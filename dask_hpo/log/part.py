@@ -104,10 +104,10 @@ class Part:
         """Put what was prepared into the part's place, or for now into another directory's."""
         place = place or self.path
         self._scratch.replace(place)
-        sync_directory(place.parent)
-        if self._prepared:
+        if self._prepared:  # noted before what may still fail: readers see this version now
             self._recent.append((self._next_region, self._prepared))
             self._next_region = (self._next_region + 1) % REGIONS
+        sync_directory(place.parent)
 
     def _write(self, regions: list[tuple[int, bytes]], footer: bytes) -> None:
         with self._scratch.open("wb") as file:

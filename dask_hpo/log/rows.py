@@ -12,6 +12,7 @@ import pyarrow as pa
 
 from dask_hpo.core.events import Configuration, Reported, TrialEnded, TrialStarted
 from dask_hpo.core.metric import Scalar
+from dask_hpo.log.columns import ConfigColumn
 from dask_hpo.log.definition import LOG_VERSION, Definition
 
 LoggedEvent = TrialStarted | Reported | TrialEnded
@@ -26,6 +27,7 @@ FIXED: dict[str, pa.DataType] = {
     "step": pa.int64(),
     "value": pa.float64(),
     "worker": pa.string(),
+    "run": pa.string(),
     "slots": pa.int32(),
     "elapsed": pa.float64(),
     "status": pa.string(),
@@ -84,40 +86,42 @@ def new_metrics(rows: Iterable[Row], known: Iterable[str]) -> list[str]:
     return list(found)[before:]
 
 
-def to_table(rows: Sequence[Row], definition: Definition, metrics: Sequence[str]) -> pa.Table:
-    """Return the rows as an Arrow table with the schema of `schema_of`."""
+def to_table(
+    rows: Sequence[Row],
+    definition: Definition,
+    config: Sequence[ConfigColumn],
+    metrics: Sequence[str],
+    zero: datetime,
+) -> pa.Table:
+    """Return the rows as an Arrow table with the schema of `schema_of`.
+
+    ``zero``: the moment from which this driver counts the experiment's seconds.
+    """
     schema = schema_of(definition, metrics)
     events = [row.event for row in rows]
     reported: list[Mapping[str, Scalar]] = [
         {} if isinstance(event, TrialStarted) else event.metrics for event in events
     ]
-    columns = _fixed_columns(rows, events, definition.started)
+    columns = _fixed_columns(rows, events, zero)
     columns["extra"] = [_extra(metrics_) for metrics_ in reported]
-    for name, kind in definition.config_types.items():
-        columns[f"config_{name}"] = [_config_value(row.config.get(name), kind) for row in rows]
+    for column in config:
+        columns[f"config_{column.name}"] = [
+            column.encode(row.config.get(column.name)) for row in rows
+        ]
     for name in metrics:
         columns[metric_column(name)] = [_number(m.get(name)) for m in reported]
     arrays = [pa.array(columns[field.name], type=field.type) for field in schema]
     return pa.Table.from_arrays(arrays, schema=schema)
 
 
-def with_metrics(table: pa.Table, schema: pa.Schema) -> pa.Table:
-    """Return the table in a wider schema: columns that it lacks are null."""
-    arrays = [
-        table[field.name] if field.name in table.column_names else pa.nulls(len(table), field.type)
-        for field in schema
-    ]
-    return pa.Table.from_arrays(arrays, schema=schema)
-
-
 def _fixed_columns(
-    rows: Sequence[Row], events: Sequence[LoggedEvent], started: datetime
+    rows: Sequence[Row], events: Sequence[LoggedEvent], zero: datetime
 ) -> dict[str, list[Any]]:
-    start_us = round(started.timestamp() * 1e6)
+    zero_us = round(zero.timestamp() * 1e6)
     ends = [event if isinstance(event, TrialEnded) else None for event in events]
     failures = [None if end is None else end.failure for end in ends]
     return {
-        "timestamp": [start_us + round(event.now * 1e6) for event in events],
+        "timestamp": [zero_us + round(event.now * 1e6) for event in events],
         "time": [event.now for event in events],
         "kind": [_KINDS[type(event)] for event in events],
         "trial_id": [event.trial_id for event in events],
@@ -127,6 +131,7 @@ def _fixed_columns(
             None if isinstance(row.event, TrialStarted) else float(row.value) for row in rows
         ],
         "worker": [row.worker or None for row in rows],
+        "run": [event.run or None if isinstance(event, TrialStarted) else None for event in events],
         "slots": [row.slots for row in rows],
         "elapsed": [0.0 if isinstance(event, TrialStarted) else event.elapsed for event in events],
         "status": [None if end is None else end.outcome.value for end in ends],
@@ -150,13 +155,3 @@ def _number(value: Scalar) -> float | None:
 def _extra(metrics: Mapping[str, Scalar]) -> str | None:
     rest = {name: value for name, value in metrics.items() if not _is_number(value)}
     return json.dumps(rest) if rest else None
-
-
-def _config_value(value: Any, kind: str) -> Any:
-    if value is None:
-        return None
-    if kind == "str":
-        return value if isinstance(value, str) else json.dumps(value)
-    if kind == "float":
-        return float(value)
-    return value

@@ -1,45 +1,49 @@
-"""Writes the log: rows are queued by the loop, and a thread writes them into a part that grows.
+"""Writes the log: rows are queued by the loop, and a thread puts them into the folder of parts.
 
-The folder of parts must be whole at every moment for readers that know nothing of this package,
-and stay so when the driver is killed. So a part is replaced atomically *under its own name* by a
-version that has more rows (see ``part.py``), until it is full; then the next name begins. No name
-ever vanishes and rows are only added: a reader that listed the folder earlier finds every file, and
-nothing is counted twice. The number of parts is rows / ``PART_ROWS``, and a flush costs at most the
-writing of one part, however long the log is.
+The folder itself, and what readers may count on, is the matter of ``parts.py``.
 
-All parts have one schema, since DuckDB and Polars insist on it. When a metric appears late, the
-parts that are full are written anew with a null column: all of them into a second directory, which
-then changes places with the first in one step, so that a driver killed at any moment leaves parts
-of one schema. (Where the system cannot do that, they are renamed one by one from the last to the
-first: the first part, from which pyarrow and DuckDB take the schema, then never has a column that
-another lacks.) While there is one part only, as is usual, its own replacement is all.
+A disk that is full and a file system that went away are the same here: what could not be written
+waits in memory and is tried again, until it is written or a person gives up; then it is saved in
+the temporary directory. Only the thread writes, so that Ctrl-C finds no write half done.
 """
 
 from __future__ import annotations
 
 import collections
+import dataclasses
+import errno
 import json
 import logging
-import shutil
+import math
 import threading
+import time
+from datetime import datetime, timedelta, timezone
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from dask_hpo.core.events import Configuration
 from dask_hpo.errors import LogError
-from dask_hpo.log.definition import Definition
-from dask_hpo.log.directory import hold_lock, read_definition, replace_file
-from dask_hpo.log.exchange import exchange, sync_directory
-from dask_hpo.log.part import Part
-from dask_hpo.log.rows import LoggedEvent, Row, new_metrics, schema_of, to_table, with_metrics
+from dask_hpo.log.columns import config_columns
+from dask_hpo.log.definition import LOG_VERSION, Definition
+from dask_hpo.log.directory import hold_lock, read_definition, replace_file, write_definition
+from dask_hpo.log.parts import Parts
+from dask_hpo.log.reader import read_clock
+from dask_hpo.log.rescue import rescue
+from dask_hpo.log.rows import LoggedEvent, Row, new_metrics, schema_of, to_table
+from dask_hpo.log.versions import in_schema, metrics_of
 
 logger = logging.getLogger("dask_hpo")
 
 #: Rows of a full part. Writing a part of this size takes 10 to 20 ms on one core.
 PART_ROWS = 10_000
+#: A driver that dies loses so much of the experiment's time, besides what the last row says.
+CLOCK_INTERVAL_S = 5.0
+#: What a disk refused is tried again so often, and people are told again so often.
+RETRY_INTERVAL_S = 0.5
+COMPLAINT_INTERVAL_S = 60.0
+#: A write that a person interrupts has so long to end; one to a dead network mount never does.
+PATIENCE_S = 10.0
 
 
 class LogWriter:
@@ -49,6 +53,11 @@ class LogWriter:
     ----------
     path
         The experiment's directory.
+    definition
+        The experiment's definition, as it stands there.
+    resume
+        Go on with the log that stands there: what a driver that died left half-done is put right,
+        a log of an earlier version is brought to this one, and its end is taken back.
     flush_interval_s
         Rows are on disk at most so many seconds, and the time of one write, after they came.
     part_rows
@@ -65,38 +74,36 @@ class LogWriter:
         path: Path,
         definition: Definition,
         *,
+        resume: bool = False,
         flush_interval_s: float = 0.5,
         part_rows: int = PART_ROWS,
     ) -> None:
         self._path = path
         self._definition = definition
         self._flush_interval_s = flush_interval_s
-        self._part_rows = part_rows
+        self._zero = definition.started
+        self._columns = config_columns(definition)
         self._rows: collections.deque[Row] = collections.deque()
         self._outputs: collections.deque[tuple[str, str]] = collections.deque()
-        self._metrics = [definition.metric]
-        self._schema = schema_of(definition, self._metrics)
-        self._full = 0  #: parts that are full
-        self._part = Part(*self._place(0))  #: the part that grows
-        self._on_disk = self._schema.empty_table()  #: its rows
-        self._unwritten = self._on_disk  #: rows that a full disk kept from being written
-        self._trouble = ""
+        self._clock = self._clock_on_disk = 0.0
+        self._end: bytes | None = None  #: of end.json, until it is written
+        self._trouble: OSError | None = None
+        self._complained_at = -math.inf
         self._bug: BaseException | None = None
         self._writing = threading.Lock()
         self._wake = threading.Event()
         self._closing = threading.Event()
+        self._given_up = threading.Event()
+        self._ended = threading.Event()
         self._lock = hold_lock(path)  # before anything is touched that a living writer needs
         try:
-            self._begin()
-        except LogError:
+            self._parts = self._begin(part_rows, resume=resume)
+        except BaseException:
             self._lock.release()
             raise
-        except OSError as error:
-            self._lock.release()
-            raise LogError(
-                f"{path}: the log cannot be written there ({error.strerror or error}); "
-                "make room, or give path= another directory"
-            ) from error
+        self._schema = self._parts.schema
+        self._metrics = metrics_of(self._schema)
+        self._unwritten = self._schema.empty_table()  #: rows that a full disk kept from the parts
         self._thread = threading.Thread(target=self._run, name="dask-hpo-log", daemon=True)
         self._thread.start()
 
@@ -129,207 +136,217 @@ class LogWriter:
                 self._outputs.append((f"trial-{trial_id:06d}-{attempt}.{stream}", text))
         self._wake.set()
 
+    def tick(self, now: float) -> None:
+        """Say how many seconds the experiment has run, for a driver that goes on with it later."""
+        self._clock = now
+        if now - self._clock_on_disk >= CLOCK_INTERVAL_S:
+            self._wake.set()
+
     def flush(self) -> None:
         """Write what is queued, now, in the calling thread."""
         with self._writing:
             self._write_queued()
 
     def finish(self, status: str, reason: str, wallclock_time: float) -> None:
-        """Write how the experiment ended, behind all its rows. ``wallclock_time``: seconds.
-
-        Raises
-        ------
-        LogError
-            If rows or the end cannot be written.
-        """
-        self.flush()
+        """Say how the experiment ended, in seconds; `close` writes it, behind all rows."""
         end = {"status": status, "reason": reason, "wallclock_time": wallclock_time}
-        try:
-            if not self._unwritten_rows:
-                content = json.dumps(end, indent=2).encode()
-                replace_file(self._path / "end.json", content, self._path / ".end.json.scratch")
-        except OSError as error:
-            raise LogError(
-                f"{self._path}: the end of the experiment could not be written "
-                f"({error.strerror or error}); its rows are whole; make room on the disk"
-            ) from error
+        self._end = json.dumps(end, indent=2).encode()
 
     def close(self) -> None:
         """Write the rest, end the thread and release the experiment.
 
+        This waits for a disk that is full, and says so. Ctrl-C ends the wait, and what could not be
+        written is saved in the temporary directory.
+
         Raises
         ------
         LogError
-            If rows could not be written, or the thread has failed of a bug of this package.
+            If a person gave up waiting, with what is to be done; or the thread has failed of a bug
+            of this package.
         """
+        self._complained_at = -math.inf  # a person reads again that this waits, and for what
         self._closing.set()
         self._wake.set()
-        self._thread.join()
         try:
+            self._await_thread()
             if self._bug is not None:
                 raise LogError("the log's thread has failed: a bug of dask_hpo") from self._bug
-            self.flush()
-            if self._unwritten_rows:
-                raise LogError(
-                    f"{self._path}: {self._unwritten_rows} rows could not be written "
-                    f"({self._trouble}) and are lost; make room on the disk before the next run"
-                )
         finally:
             self._lock.release()
 
+    def _await_thread(self) -> None:
+        """Wait until all is written; after Ctrl-C only as long as a write takes.
+
+        By an event, and never long at a time: a `Thread.join` that is interrupted may take the
+        thread for dead, and since Polars was imported a signal does not end a wait without end.
+        """
+        try:
+            while not self._ended.wait(RETRY_INTERVAL_S):
+                pass
+        except KeyboardInterrupt:
+            self._given_up.set()
+            self._wake.set()
+            self._ended.wait(PATIENCE_S)
+            if self._pending:
+                raise self._rescue() from None
+            raise
+
+    def _rescue(self) -> LogError:
+        """Save what waits in memory, and return what a person is to know."""
+        self._take_in()
+        rows = f"{len(self._unwritten)} rows"
+        failed = f"{self._path}: {rows} could not be written ({_reason(self._trouble)})"
+        name = self._parts.next_name
+        try:
+            folder = rescue(self._definition.name, name, self._unwritten, self._outputs)
+        except OSError as error:
+            return LogError(
+                f"{failed}, nor be saved in the temporary directory ({_reason(error)}), and are "
+                "lost; make room on both before the next run"
+            )
+        return LogError(
+            f"{failed}; they are saved in {folder}, with what trials wrote. Make room, then move "
+            f"{name} into {self._path / 'events'} if it is there, and what is in output into "
+            f"{self._path / 'output'}"
+        )
+
     @property
-    def _unwritten_rows(self) -> int:
-        return len(self._unwritten) + len(self._rows)
+    def _pending(self) -> bool:
+        """Whether anything is to be written."""
+        waits = self._rows or len(self._unwritten) or self._outputs or self._end
+        return bool(waits) or self._clock_is_due
+
+    def _begin(self, part_rows: int, *, resume: bool) -> Parts:
+        try:
+            if resume:
+                return self._resume(part_rows)
+            return Parts.create(self._path, self._definition, part_rows)
+        except OSError as error:
+            raise LogError(
+                f"{self._path}: the log cannot be written there ({_reason(error)}); "
+                "make room, or give path= another directory"
+            ) from error
+        except pa.ArrowInvalid as error:
+            raise LogError(
+                f"{self._path / 'events'}: a part there is not what dask_hpo wrote ({error}); "
+                "restore it, or move it away if its rows may be missed"
+            ) from error
+
+    def _resume(self, part_rows: int) -> Parts:
+        parts = Parts.open(self._path, self._definition, part_rows)
+        if self._definition.log_version != LOG_VERSION:  # a log of an earlier version until here
+            self._definition = dataclasses.replace(self._definition, log_version=LOG_VERSION)
+            write_definition(self._path, self._definition)
+        self._clock = self._clock_on_disk = read_clock(self._path)
+        # The experiment's seconds stood still between two drivers, the calendar did not.
+        self._zero = datetime.now(timezone.utc) - timedelta(seconds=self._clock)
+        (self._path / "end.json").unlink(missing_ok=True)
+        return parts
 
     # The thread
 
     def _run(self) -> None:
         try:
-            while not self._closing.is_set():
-                self._wake.wait(None if not self._unwritten_rows else self._flush_interval_s)
+            while not (self._closing.is_set() and (self._given_up.is_set() or not self._pending)):
+                self._wake.wait(RETRY_INTERVAL_S if self._trouble else None)
                 self._closing.wait(self._flush_interval_s)  # let rows gather
                 self._wake.clear()
                 self.flush()
         except BaseException as error:  # noqa: BLE001 - shown by the next append or close
             self._bug = error
+        finally:
+            self._ended.set()
 
     def _write_queued(self) -> None:
-        rows = [self._rows.popleft() for _ in range(len(self._rows))]
-        late = new_metrics(rows, self._metrics)
-        if late:
-            self._metrics += late
-            self._schema = schema_of(self._definition, self._metrics)
-            self._unwritten = with_metrics(self._unwritten, self._schema)
-        if rows:
-            table = to_table(rows, self._definition, self._metrics)
-            self._unwritten = pa.concat_tables([self._unwritten, table])
+        self._take_in()
+        if not self._pending:
+            return
         try:
-            if self._on_disk.schema != self._schema:
-                self._widen()
-            while len(self._unwritten):
-                self._grow()
+            self._check_place()
+            self._write_rows()
             self._write_outputs()
+            self._write_clock()
+            self._write_end()
         except OSError as error:
             self._pause(error)
         else:
             self._recover()
 
-    def _grow(self) -> None:
-        """Add as many rows to the growing part as it takes."""
-        take = min(self._part_rows - len(self._on_disk), len(self._unwritten))
-        grown = self._grown_by(take)
-        while not self._part.prepare(grown, whatever_its_size=len(grown) == 1):
-            if len(self._on_disk):
-                self._begin_part()
-                return
-            take //= 2
-            grown = self._grown_by(take)
-        self._part.publish()
-        self._unwritten = self._unwritten.slice(take)
-        self._on_disk = grown
-        if len(grown) >= self._part_rows:
-            self._begin_part()
+    def _take_in(self) -> None:
+        """Make a table of the rows that are queued."""
+        rows = [self._rows.popleft() for _ in range(len(self._rows))]
+        late = new_metrics(rows, self._metrics)
+        if late:
+            self._metrics += late
+            self._schema = schema_of(self._definition, self._metrics)
+            self._unwritten = in_schema(self._unwritten, self._schema)
+        if rows:
+            table = to_table(rows, self._definition, self._columns, self._metrics, self._zero)
+            self._unwritten = pa.concat_tables([self._unwritten, table])
 
-    def _grown_by(self, rows: int) -> pa.Table:
-        return pa.concat_tables([self._on_disk, self._unwritten.slice(0, rows)]).combine_chunks()
+    def _check_place(self) -> None:
+        """Write nothing to where the directory was: an empty mount point is not ours to fill."""
+        try:
+            there = read_definition(self._path).started == self._definition.started
+        except LogError:
+            there = False
+        if not there:
+            raise OSError(errno.ENOENT, "its directory is not there: unmounted, or renamed away?")
 
-    def _begin_part(self) -> None:
-        """Call the growing part full; the next one has no file before it has a row."""
-        self._full += 1
-        self._part = Part(*self._place(self._full))
-        self._on_disk = self._schema.empty_table()
-
-    def _begin(self) -> None:
-        """Make the folder of parts, which is never seen without the first."""
-        events = self._path / "events"
-        if events.exists():
-            raise LogError(
-                f"{events}: a log stands there already, and a new one never writes over it; "
-                "give the experiment another name, or remove its directory"
-            )
-        self._remove_scratch()
-        self._staging.mkdir()
-        self._part.prepare(self._on_disk)
-        self._part.publish(self._staging / self._part.path.name)
-        self._staging.rename(events)
-        sync_directory(self._path)
-
-    def _widen(self) -> None:
-        """Give every part the columns of metrics that appeared late; see the top of this file."""
-        widened = with_metrics(self._on_disk, self._schema)
-        if self._full:
-            self._stage(widened)
-            self._put_staged_in_place()
-        else:
-            self._part.prepare(widened, whatever_its_size=True)
-            self._part.publish()
-        self._on_disk = widened
-
-    def _stage(self, widened: pa.Table) -> None:
-        """Write all parts anew into a directory beside them."""
-        shutil.rmtree(self._staging, ignore_errors=True)  # what a full disk cut short
-        self._staging.mkdir()
-        for number in range(self._full):
-            part = Part.open(*self._place(number))
-            table = with_metrics(pq.read_table(part.path, partitioning=None), self._schema)
-            part.prepare(table, whatever_its_size=True)
-            part.publish(self._staging / part.path.name)
-        if len(widened):  # the last: its next versions count on this one to be seen
-            self._part.prepare(widened, whatever_its_size=True)
-            self._part.publish(self._staging / self._part.path.name)
-
-    def _put_staged_in_place(self) -> None:
-        events = self._path / "events"
-        if not exchange(self._staging, events):
-            for staged in sorted(self._staging.iterdir(), reverse=True):
-                staged.replace(events / staged.name)
-        sync_directory(self._path)
-        shutil.rmtree(self._staging, ignore_errors=True)
-
-    @property
-    def _staging(self) -> Path:
-        return self._path / ".events.scratch"
-
-    def _place(self, number: int) -> tuple[Path, Path]:
-        """Return where a part stands, and where its next version is prepared, unseen by readers."""
-        name = f"part-{number:06d}.parquet"
-        return self._path / "events" / name, self._path / f".{name}.scratch"
-
-    def _remove_scratch(self) -> None:
-        """Remove what a driver that was killed left half-written."""
-        shutil.rmtree(self._staging, ignore_errors=True)
-        for scratch in self._path.glob(".*.scratch"):
-            scratch.unlink(missing_ok=True)
+    def _write_rows(self) -> None:
+        if self._parts.schema != self._schema:
+            self._parts.widen(self._schema)
+        while len(self._unwritten):
+            self._unwritten = self._unwritten.slice(self._parts.append(self._unwritten))
 
     def _write_outputs(self) -> None:
         while self._outputs:
             name, text = self._outputs[0]
+            (self._path / "output").mkdir(exist_ok=True)
             (self._path / "output" / name).write_text(text, encoding="utf-8", errors="replace")
             self._outputs.popleft()
 
+    @property
+    def _clock_is_due(self) -> bool:
+        ahead = self._clock - self._clock_on_disk
+        return ahead >= CLOCK_INTERVAL_S or (ahead > 0 and self._closing.is_set())
+
+    def _write_clock(self) -> None:
+        if self._clock_is_due:
+            clock = self._clock
+            self._replace("clock", f"{clock!r}\n".encode("ascii"))
+            self._clock_on_disk = clock
+
+    def _write_end(self) -> None:
+        if self._end is not None:
+            self._replace("end.json", self._end)
+            self._end = None
+
+    def _replace(self, name: str, content: bytes) -> None:
+        replace_file(self._path / name, content, self._path / f".{name}.scratch")
+
     def _pause(self, error: OSError) -> None:
-        reason = str(error.strerror or error)
-        if reason != self._trouble:
+        now = time.monotonic()
+        told = now - self._complained_at < COMPLAINT_INTERVAL_S
+        if not told or _reason(error) != _reason(self._trouble):
+            self._complained_at = now
             logger.error(
                 "%s: the log cannot be written (%s). %d rows wait in memory and nothing is lost "
-                "while the driver lives; make room, and writing goes on by itself",
+                "while the driver lives; make room, and writing goes on by itself%s",
                 self._path,
-                reason,
+                _reason(error),
                 len(self._unwritten),
+                ". The run is over and waits for that; Ctrl-C saves them in the temporary directory"
+                if self._closing.is_set()
+                else "",
             )
-        self._trouble = reason
+        self._trouble = error
 
     def _recover(self) -> None:
-        if self._trouble:
+        if self._trouble is not None:
             logger.warning("%s: the log is written again, whole", self._path)
-        self._trouble = ""
+        self._trouble = None
 
 
-def read_events(path: Path) -> Any:
-    """Return all rows of the experiment at a path, as a pandas DataFrame in the order written."""
-    try:
-        table = pq.read_table(path / "events", partitioning=None)
-    except FileNotFoundError:  # the experiment began a moment ago: there is no part yet
-        definition = read_definition(path)
-        table = schema_of(definition, [definition.metric]).empty_table()
-    return table.to_pandas()
+def _reason(error: OSError | None) -> str:
+    return "no reason is known" if error is None else str(error.strerror or error)
