@@ -1,6 +1,8 @@
 """Trial processes: real ones, forked from a template and started cold."""
 
+import math
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -9,6 +11,7 @@ import textwrap
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
@@ -16,6 +19,7 @@ import psutil
 import pytest
 
 from dask_hpo.cluster import preload
+from dask_hpo.cluster.limits import Guard, Limits
 from dask_hpo.cluster.process import ProcessRunner, TrialRequest, default_isolation
 from dask_hpo.cluster.thread import ThreadRunner
 from dask_hpo.core.events import Outcome
@@ -86,7 +90,7 @@ def make():
     """Return a function that makes the trials of an objective."""
     made = []
 
-    def make(objective, method="fork", *, grace_period_s=5.0, ahead=None, cpu_threads=1):
+    def make(objective, method="fork", *, grace_period_s=5.0, ahead=None, cpu_threads=1, **limits):
         payload = as_objective(objective).payload()
         runner = ProcessRunner(
             payload,
@@ -95,6 +99,7 @@ def make():
             cpu_threads=cpu_threads,
             method=method,
             grace_period_s=grace_period_s,
+            limits=Limits(**limits),
         )
         made.append(runner)
         return Trials(runner)
@@ -179,6 +184,25 @@ def test_an_exception_of_any_class_arrives_as_text(trials):
     assert "child.py" not in result.failure.traceback
     assert "last words" in result.failure.output
     assert "last words" in result.stderr
+
+
+def test_a_long_message_hides_no_frame(make):
+    def objective():
+        raise ValueError("first " + "x" * 10**8 + " last")
+
+    failure = make(objective).run().failure
+    assert failure.error.startswith("ValueError: first xxx")
+    assert len(failure.error) < 3_000
+    assert "in objective" in failure.traceback
+    assert failure.traceback.endswith("xxx last\n")
+    assert len(failure.traceback) < 6_000
+
+
+def test_other_values_are_cut(make):
+    error = make(lambda: b"x" * 10**8).run().failure.error
+    assert error.startswith("TypeError: the objective returned b'xxx")
+    assert "xxx... of type bytes: an objective returns a number" in error
+    assert len(error) < 300
 
 
 def test_a_missing_module_says_what_to_do(make, tmp_path, monkeypatch):
@@ -412,6 +436,234 @@ def test_a_callback_that_raises_leaves_no_process(make):
     with pytest.raises(RuntimeError, match="ours"):
         make(objective).runner.run(TrialRequest(0, 1, {}), on_report, lambda: None)
     eventually(lambda: not is_alive(pids[0]))
+
+
+# Limits -------------------------------------------------------------------------------------------
+
+
+def group_of(pid):
+    """Return the processes of a group; one that was just swept may not be listed any more."""
+    found = []
+    for other in psutil.pids():
+        with suppress(OSError):
+            found += [other] * (os.getpgid(other) == pid)
+    return found
+
+
+def test_a_trial_that_runs_too_long_has_failed(trials):
+    def objective():
+        import itertools
+
+        from dask_hpo.report import report
+
+        print("in the middle of it")
+        for _ in itertools.repeat(0):
+            report(pid=os.getpid())
+            time.sleep(0.01)
+
+    running = trials(objective, trial_timeout_s=0.3)
+    result = running.run()
+    assert result.outcome is Outcome.FAILED
+    assert re.match(
+        r"TrialTimeout: the trial ran for \d\.\d s, longer than trial_timeout=0\.3 s; give it more",
+        result.failure.error,
+    )
+    assert "in objective" in result.failure.traceback
+    assert result.failure.output == result.stdout == "in the middle of it\n"
+    assert group_of(running.reports[0][2]["pid"]) == []
+    assert running.reports[-1][1] > 10  # it was heard until then
+    assert result.elapsed >= 0.3
+
+
+def test_a_trial_that_falls_silent_shows_where_it_hangs(trials):
+    def objective():
+        import ctypes
+
+        from dask_hpo.report import report
+
+        def quiet():
+            ctypes.PyDLL(None).sleep(1000)  # in C, with the interpreter's lock held
+
+        threading.Thread(target=time.sleep, args=(1000,), daemon=True).start()
+        for _ in range(5):
+            time.sleep(0.25)
+            report(pid=os.getpid())
+        quiet()
+
+    running = trials(objective, report_timeout_s=1, grace_period_s=0.1)
+    result = running.run()
+    assert result.outcome is Outcome.FAILED
+    assert re.match(
+        r"ReportTimeout: the trial reported nothing for \d\.\d s, longer than report_timeout=1 s",
+        result.failure.error,
+    )
+    assert "in quiet" in result.failure.traceback
+    assert result.failure.traceback.count("most recent call first") == 2
+    assert "child.py" not in result.failure.traceback
+    assert len(running.reports) == 5
+    assert result.stderr == ""
+
+
+def test_a_trial_that_never_reports_is_silent_from_its_start(make):
+    result = make(lambda: time.sleep(1000), report_timeout_s=0.2).run()
+    assert result.failure.error.startswith("ReportTimeout")
+
+
+def test_a_limit_ends_the_trials_children_too(trials):
+    def objective():
+        from dask_hpo.report import report
+
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        subprocess.Popen(["sleep", "1000"])
+        if os.fork():
+            report(pid=os.getpid())
+        time.sleep(1000)
+
+    running = trials(objective, trial_timeout_s=0.3, grace_period_s=0.2)
+    result = running.run()
+    assert result.failure.error.startswith("TrialTimeout")
+    assert group_of(running.reports[0][2]["pid"]) == []
+
+
+def test_a_trial_beyond_its_limit_may_use_its_grace_period(make):
+    def objective():
+        from dask_hpo.report import report
+
+        signal.signal(signal.SIGTERM, lambda *_: (report(saved=1), sys.exit(0)))
+        time.sleep(1000)
+
+    running = make(objective, trial_timeout_s=0.2)
+    assert running.run().failure.error.startswith("TrialTimeout")
+    assert running.reports == [(0, 1, {"saved": 1})]
+
+
+def test_what_comes_first_counts(make):
+    def objective(late):
+        import atexit
+
+        from dask_hpo.report import report
+
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        report(error=1)
+        if late:
+            time.sleep(1000)
+        atexit.register(time.sleep, 1000)
+        return 2
+
+    # A result before the limits, which pass while the process ends.
+    before = make(objective, trial_timeout_s=0.3, report_timeout_s=0.3, grace_period_s=0.6)
+    assert before.run(late=False).outcome is Outcome.COMPLETED
+    # A stop before the limits, which pass in the grace period.
+    stopped = make(objective, trial_timeout_s=1, report_timeout_s=1, grace_period_s=1.2)
+    assert stop_when_told(stopped, late=True).outcome is Outcome.STOPPED
+    # A limit before the stop.
+    late = make(objective, trial_timeout_s=0.1, grace_period_s=1)
+    with ThreadPoolExecutor(1) as pool:
+        future = pool.submit(late.run, late=True)
+        key = eventually(lambda: next(iter(late.runner._attempts.values()), None))
+        eventually(lambda: key._watch is not None and key._watch.course.breach)
+        late.runner.stop(0, 1)
+        assert future.result(LIMIT_S).failure.error.startswith("TrialTimeout")
+
+
+def test_a_result_that_waits_to_be_read_is_not_too_late(make):
+    def objective():
+        from dask_hpo.report import report
+
+        report(error=1)
+        return 2
+
+    def busy(*_):
+        time.sleep(0.5)  # longer than the trial has
+
+    running = make(objective, trial_timeout_s=0.3, report_timeout_s=0.3)
+    result = running.runner.run(TrialRequest(0, 1, {}), busy, lambda: None)
+    assert (result.outcome, result.metrics) == (Outcome.COMPLETED, {"error": 2})
+
+
+def test_what_a_trial_says_on_its_way_out_does_not_start_its_clocks_again():
+    guard = Guard(Limits(trial_timeout_s=1, report_timeout_s=1))
+    guard.started()
+    assert guard.due < math.inf
+    guard.ending()
+    guard.started()
+    guard.reported()
+    assert guard.due == math.inf
+    assert guard.check() is None
+
+
+def test_a_trial_that_grows_is_killed(trials):
+    def objective():
+        from dask_hpo.report import report
+
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        report(pid=os.getpid())
+        grown = [bytearray(b"x" * 2**20)]
+        while True:
+            grown.append(bytearray(b"x" * 2**20))
+            time.sleep(0.001)
+
+    running = trials(objective, memory_limit_bytes=200 * 2**20, grace_period_s=1000)
+    result = running.run()
+    assert result.outcome is Outcome.FAILED
+    assert result.failure.error.startswith("MemoryLimitExceeded: the trial's processes used ")
+    assert "more than memory_limit=200.00 MiB" in result.failure.error
+    assert group_of(running.reports[0][2]["pid"]) == []
+
+
+def test_the_memory_of_children_counts(make):
+    def objective():
+        from dask_hpo.report import report
+
+        report(pid=os.getpid())
+        for _ in range(4):
+            if os.fork() == 0:
+                own = b"x" * (100 * 2**20)
+                time.sleep(1000)
+                print(len(own))
+        time.sleep(1000)
+
+    running = make(objective, memory_limit_bytes=300 * 2**20)
+    assert running.run().failure.error.startswith("MemoryLimitExceeded")
+    assert group_of(running.reports[0][2]["pid"]) == []
+
+
+def test_memory_that_is_shared_counts_once(make, library):
+    library("large_library", "data = b'x' * (200 * 2**20)")
+
+    def objective():
+        import large_library
+
+        children = []
+        for _ in range(3):
+            children.append(os.fork())
+            if children[-1] == 0:
+                time.sleep(1000)
+        resident = sum(psutil.Process(pid).memory_info().rss for pid in [os.getpid(), *children])
+        time.sleep(1)  # for a few looks
+        return resident + len(large_library.data[:0])
+
+    limit = 400 * 2**20
+    result = make(objective, ahead=("large_library",), memory_limit_bytes=limit).run()
+    assert result.outcome is Outcome.COMPLETED
+    assert result.metrics["error"] > 2 * limit
+
+
+def test_a_stopped_trial_still_must_not_grow(make):
+    def objective():
+        from dask_hpo.report import report
+
+        def grow(*_):
+            grown = b"x" * (300 * 2**20)
+            time.sleep(1000)
+            print(len(grown))
+
+        signal.signal(signal.SIGTERM, grow)
+        report(error=1)
+        time.sleep(1000)
+
+    running = make(objective, memory_limit_bytes=200 * 2**20, grace_period_s=1000)
+    assert stop_when_told(running).outcome is Outcome.STOPPED
 
 
 # Faults -------------------------------------------------------------------------------------------

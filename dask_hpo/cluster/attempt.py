@@ -9,9 +9,10 @@ from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any, Protocol
 
+from dask_hpo.checkpoints.options import Place
 from dask_hpo.core.events import Failure, Outcome
 from dask_hpo.core.metric import Scalar
-from dask_hpo.report import coerce, coerce_metrics
+from dask_hpo.report import coerce, coerce_metrics, short_repr
 
 #: ``on_report(step, metrics, elapsed)``: elapsed in seconds since the attempt began
 OnReport = Callable[[int, dict[str, Scalar], float], None]
@@ -19,17 +20,22 @@ OnStarted = Callable[[], None]
 
 _MAX_ERROR_CHARACTERS = 2_000
 _MAX_TRACEBACK_CHARACTERS = 64 * 1024
-_HERE = os.path.dirname(os.path.abspath(__file__))  # noqa: PTH100, PTH120 - as frames spell it
+HERE = os.path.dirname(os.path.abspath(__file__))  # noqa: PTH100, PTH120 - as frames spell it
 
 
 @dataclass(frozen=True, slots=True)
 class TrialRequest:
-    """One attempt to run. ``devices``: the value of ``CUDA_VISIBLE_DEVICES``, None to inherit."""
+    """One attempt to run.
+
+    ``devices``: the value of ``CUDA_VISIBLE_DEVICES``, None to inherit. ``checkpoints``: where
+    those of its trial are.
+    """
 
     trial_id: int
     attempt: int
     config: Mapping[str, Any]
     devices: str | None = None
+    checkpoints: Place | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +82,7 @@ def metrics_of(returned: Any, metric: str) -> dict[str, Scalar]:
     Raises
     ------
     TypeError
-        If it is anything else.
+        If it is anything else, or holds more than 1,000 metrics.
     """
     if returned is None:
         return {}
@@ -92,8 +98,15 @@ def metrics_of(returned: Any, metric: str) -> dict[str, Scalar]:
 
 
 def _shown(value: Any) -> str:
-    text = coerce(repr(value))
-    return f"{str(text)[:100]} of type {type(value).__name__}"
+    try:
+        text = short_repr(value)
+    except Exception:  # noqa: BLE001 - the user's class may do anything
+        text = "a value"
+    return f"{_cut(text, 100)} of type {type(value).__name__}"
+
+
+def _cut(text: str, characters: int) -> str:
+    return text if len(text) <= characters else text[: characters - 3] + "..."
 
 
 def failure_of(error: BaseException) -> Failure:
@@ -105,10 +118,11 @@ def error_line(error: BaseException) -> str:
     """Return ``"TypeName: message"`` as one line, whatever the exception's own ``str`` does."""
     name = type(error).__qualname__
     try:
-        message = " ".join(str(error).split())
+        # Cut before it is split: a message may hold a whole data set.
+        message = " ".join(str(error)[:_MAX_ERROR_CHARACTERS].split())
     except Exception:  # noqa: BLE001 - the user's class may do anything
         message = "(its message cannot be shown)"
-    return _clean(f"{name}: {message}"[:_MAX_ERROR_CHARACTERS])
+    return _clean(f"{name}: {message}")
 
 
 def _traceback_text(error: BaseException) -> str:
@@ -116,13 +130,20 @@ def _traceback_text(error: BaseException) -> str:
         lines = traceback.format_exception(type(error), error, _users(error.__traceback__))
     except Exception:  # noqa: BLE001 - the user's class may do anything
         return ""
-    return _clean("".join(lines)[-_MAX_TRACEBACK_CHARACTERS:])
+    # Each frame and each message by itself: a long message leaves the frames in sight.
+    short = "".join(_without_middle(line, 2 * _MAX_ERROR_CHARACTERS) for line in lines)
+    return _clean(short[-_MAX_TRACEBACK_CHARACTERS:])
+
+
+def _without_middle(text: str, characters: int) -> str:
+    half = characters // 2
+    return text if len(text) <= characters else f"{text[:half]} [...] {text[-half:]}"
 
 
 def _users(frames: TracebackType | None) -> TracebackType | None:
     """Skip the frames of this room at the top; keep them all if nothing else is there."""
     rest = frames
-    while rest is not None and rest.tb_frame.f_code.co_filename.startswith(_HERE):
+    while rest is not None and rest.tb_frame.f_code.co_filename.startswith(HERE):
         rest = rest.tb_next
     return rest or frames
 

@@ -14,6 +14,7 @@ import os
 import pickle
 import random
 import shutil
+import signal
 import sys
 import types
 import weakref
@@ -22,6 +23,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NoReturn
 
+from dask_hpo.checkpoints.folder import CheckpointDir
+from dask_hpo.checkpoints.options import Place
 from dask_hpo.cluster.attempt import failure_of, metrics_of
 from dask_hpo.core.events import Failure
 from dask_hpo.core.metric import Scalar
@@ -33,7 +36,8 @@ class Job:
     """One attempt, as the worker writes it to a file for the trial's process.
 
     ``objective``: the file with the pickled function, or the folder with the script's files;
-    ``config``: the pickled configuration, unpickled where its errors are the trial's.
+    ``config``: the pickled configuration, unpickled where its errors are the trial's; ``stacks``:
+    the file for `write_stacks_when_asked`.
     """
 
     trial_id: int
@@ -47,7 +51,9 @@ class Job:
     devices: str | None
     cpu_threads: int
     directory: str
+    stacks: str
     path: tuple[str, ...]
+    checkpoints: Place | None
 
 
 def main(job_file: str, descriptor: str) -> NoReturn:
@@ -61,7 +67,7 @@ def run(job_file: str, descriptor: int) -> NoReturn:
     job: Job = pickle.loads(Path(job_file).read_bytes())  # noqa: S301 - the worker's own bytes
     _prepare(job)
     channel = PipeChannel(descriptor)
-    set_channel(channel)
+    set_channel(channel, CheckpointDir(job.checkpoints, job.directory))
     channel.send_message(["started"])
     metrics, failure, status = _outcome(job)
     flat = None if failure is None else [failure.error, failure.traceback]
@@ -145,11 +151,21 @@ def _prepare(job: Job) -> None:
     sys.stdout = sys.__stdout__ = _stream(1)  # type: ignore[misc]
     sys.stderr = sys.__stderr__ = _stream(2)  # type: ignore[misc]
     faulthandler.enable()
+    write_stacks_when_asked(job.stacks)
     _disown_exit_handlers()
     _reseed()
     torch = sys.modules.get("torch")
     if torch is not None:
         torch.set_num_threads(job.cpu_threads)
+
+
+def write_stacks_when_asked(file: str) -> None:
+    """Have SIGQUIT write to the file where every thread stands, as it does for Java and Go.
+
+    The handler is C and needs no lock of Python's, so it also shows a trial that hangs in C.
+    """
+    descriptor = os.open(file, os.O_WRONLY | os.O_CREAT, 0o600)
+    faulthandler.register(signal.SIGQUIT, descriptor)
 
 
 def _stream(descriptor: int) -> io.TextIOWrapper:

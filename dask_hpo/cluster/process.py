@@ -20,8 +20,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
-from dask_hpo.cluster.attempt import OnReport, OnStarted, Runner, TrialRequest, TrialResult
+from dask_hpo.cluster.attempt import (
+    HERE,
+    OnReport,
+    OnStarted,
+    Runner,
+    TrialRequest,
+    TrialResult,
+)
 from dask_hpo.cluster.child import Job
+from dask_hpo.cluster.limits import Limits
 from dask_hpo.cluster.link import TemplateLink
 from dask_hpo.cluster.template import TemplateOptions
 from dask_hpo.cluster.watch import Course, Watch, tail_text
@@ -65,6 +73,8 @@ class ProcessRunner:
     grace_period_s
         Seconds between SIGTERM and SIGKILL for a trial that is stopped, and between a trial's
         result and SIGKILL for one that does not end.
+    limits
+        What each trial may use; one that uses more is ended and has failed.
     """
 
     def __init__(
@@ -76,6 +86,7 @@ class ProcessRunner:
         cpu_threads: int,
         method: Literal["fork", "spawn"],
         grace_period_s: float,
+        limits: Limits = Limits(),  # noqa: B008 - frozen
     ) -> None:
         self._payload = payload
         self._preload = list(payload.preload if preload is None else preload)
@@ -83,6 +94,7 @@ class ProcessRunner:
         self._cpu_threads = cpu_threads
         self._cold = method == "spawn"
         self._grace_period_s = grace_period_s
+        self._limits = limits
         self._lock = threading.Lock()
         self._attempts: dict[tuple[int, int], _Stoppable] = {}
         self._numbers = itertools.count()
@@ -130,18 +142,26 @@ class ProcessRunner:
                 link = self._live_link()
                 if link is None:
                     break
-                watch = Watch(key, job_file, self._grace_period_s, on_report, on_started)
+                watch = Watch(
+                    key,
+                    job_file,
+                    on_report,
+                    on_started,
+                    grace_period_s=self._grace_period_s,
+                    limits=self._limits,
+                )
                 with stoppable.watched(watch):
                     course = watch.follow(link)
                 if course.forked or course.cancelled or course.error:
-                    return self._result(course, asked)
+                    return self._result(course, asked, _stacks_file(folder))
                 self._replace(link)
-            return self._result(Course(), asked)
+            return self._result(Course(), asked, _stacks_file(folder))
         finally:
             with self._lock:
                 del self._attempts[attempt]
             shutil.rmtree(folder, ignore_errors=True)
             Path(f"{folder}.job.claimed").unlink(missing_ok=True)
+            _stacks_file(folder).unlink(missing_ok=True)
 
     def warm_up(self) -> None:
         """Start the template now, so that it imports while the first trial is on its way."""
@@ -211,7 +231,9 @@ class ProcessRunner:
             devices=request.devices,
             cpu_threads=self._cpu_threads,
             directory=str(folder),
+            stacks=str(_stacks_file(folder)),
             path=tuple(_import_path()),
+            checkpoints=request.checkpoints,
         )
         file = Path(f"{folder}.job")
         file.write_bytes(pickle.dumps(job))
@@ -245,10 +267,10 @@ class ProcessRunner:
                 # It died while importing. The trial will import the same, and its error is seen.
                 self._preload = []
 
-    def _result(self, course: Course, asked: float) -> TrialResult:
+    def _result(self, course: Course, asked: float, stacks: Path) -> TrialResult:
         now = time.monotonic()
         started = course.started_at if course.started_at is not None else now
-        outcome, failure = self._judge(course)
+        outcome, failure = self._judge(course, stacks)
         result = course.result
         return TrialResult(
             outcome,
@@ -261,11 +283,13 @@ class ProcessRunner:
             warning=course.warning,
         )
 
-    def _judge(self, course: Course) -> tuple[Outcome, Failure | None]:
+    def _judge(self, course: Course, stacks: Path) -> tuple[Outcome, Failure | None]:
         output = (tail_text(course.stderr) or tail_text(course.stdout))[-_OUTPUT_CHARACTERS:]
         result = course.result
         if course.stopped:
             return Outcome.STOPPED, None
+        if course.breach:
+            return Outcome.FAILED, Failure(course.breach, _read_stacks(stacks), output)
         if result is not None and result.failure is None:
             return Outcome.COMPLETED, None
         if result is not None and result.failure is not None:
@@ -291,6 +315,19 @@ class ProcessRunner:
             "ClusterError: no template process could be started; the worker's log says why; "
             "check that its Python starts at all"
         )
+
+
+def _stacks_file(folder: Path) -> Path:
+    return Path(f"{folder}.stacks")
+
+
+def _read_stacks(file: Path) -> str:
+    """Return where the threads of a trial stood, without our own frames around the user's."""
+    try:
+        lines = file.read_text(errors="replace").splitlines()
+    except FileNotFoundError:  # it never ran, or the runner was closed
+        return ""
+    return "\n".join(line for line in lines if f'File "{HERE}' not in line)
 
 
 def _import_path() -> list[str]:

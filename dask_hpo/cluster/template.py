@@ -222,9 +222,12 @@ class _Template:
             os.close(descriptor)
 
     def _signal(self, trial: _Trial, number: int) -> None:
-        """Signal the trial's group; SIGKILL its leader only, for ``_sweep`` sees to the others."""
+        """SIGTERM goes to the trial's group, all else to its leader.
+
+        SIGQUIT is not meant for the others, and ``_sweep`` sees to them once SIGKILL has ended it.
+        """
         if trial.code is None:
-            send = os.kill if number == signal.SIGKILL else os.killpg
+            send = os.killpg if number == signal.SIGTERM else os.kill
             with suppress(ProcessLookupError, PermissionError):
                 send(trial.pid, number)
 

@@ -8,20 +8,24 @@ fails to do, can grow this process or hold it up.
 from __future__ import annotations
 
 import json
+import math
 import os
 import selectors
 import signal
 import time
+from collections import deque
 from contextlib import suppress
 from dataclasses import dataclass, field
 
 from dask_hpo.cluster.attempt import OnReport, OnStarted
+from dask_hpo.cluster.limits import Guard, Limits
 from dask_hpo.cluster.link import TemplateLink
 from dask_hpo.core.metric import Scalar
 
 TAIL_BYTES = 64 * 1024  #: how much of stdout and of stderr is kept
 _DRAIN_BYTES = 1024 * 1024  # what is read after the end; more can only come from an escaped process
 _CHUNK_BYTES = 64 * 1024
+_STACKS_S = 0.5  # for a trial to write down where its threads stand, before it is sent SIGTERM
 
 
 @dataclass(slots=True)
@@ -30,7 +34,8 @@ class Course:
 
     forked: bool = False
     cancelled: bool = False  #: before its process was forked
-    stopped: bool = False  #: a stop was asked for before its result came
+    stopped: bool = False  #: a stop was asked for before anything else ended it
+    breach: str = ""  #: the limit that it went beyond before anything else ended it
     started_at: float | None = None
     result: Result | None = None
     exit_code: int | None = None  #: negative: the number of the signal that killed it
@@ -38,6 +43,11 @@ class Course:
     warning: str = ""
     stdout: bytearray = field(default_factory=bytearray)
     stderr: bytearray = field(default_factory=bytearray)
+
+    @property
+    def ending(self) -> bool:
+        """Whether it only has to end; the first of the reasons is the one that counts."""
+        return self.stopped or bool(self.breach) or self.result is not None
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,19 +98,23 @@ class Watch:
         What the template calls it.
     job_file
         The file that the template claims before it forks.
-    grace_period_s
-        Seconds between SIGTERM and SIGKILL, and between a trial's result and SIGKILL.
     on_report, on_started
         Called in the thread of ``follow``.
+    grace_period_s
+        Seconds between SIGTERM and SIGKILL, and between a trial's result and SIGKILL.
+    limits
+        What the attempt may use; it is ended when it uses more.
     """
 
     def __init__(
         self,
         key: str,
         job_file: str,
-        grace_period_s: float,
         on_report: OnReport,
         on_started: OnStarted,
+        *,
+        grace_period_s: float,
+        limits: Limits,
     ) -> None:
         self.course = Course()
         self._key = key
@@ -108,7 +122,8 @@ class Watch:
         self._grace_period_s = grace_period_s
         self._on_report = on_report
         self._on_started = on_started
-        self._deadline: float | None = None
+        self._guard = Guard(limits)
+        self._signals: deque[tuple[float, signal.Signals]] = deque()  #: to be sent, and when
         self._pid = 0
         self._pipes: list[_Pipe] = []
         try:
@@ -164,14 +179,15 @@ class Watch:
                             self._bury()
                             return
                     elif pipe is self._wake:
-                        if self._begin_stop(link):
+                        if self._begin_stop():
                             return
                     elif data:
                         self._hear(pipe, data)
                 self._enforce(link)
 
     def _timeout(self) -> float | None:
-        return None if self._deadline is None else max(0.0, self._deadline - time.monotonic())
+        due = min(self._guard.due, self._signals[0][0] if self._signals else math.inf)
+        return None if due == math.inf else max(0.0, due - time.monotonic())
 
     def _hear(self, pipe: _Pipe, data: bytes) -> None:
         if pipe is self._messages:
@@ -190,14 +206,16 @@ class Watch:
             return
         if kind == "report":
             step, metrics, elapsed = values
+            self._guard.reported()
             self._on_report(step, metrics, elapsed)
         elif kind == "started":
             self.course.started_at = time.monotonic()
+            self._guard.started()
             self._on_started()
         elif kind == "result":
+            if not self.course.ending:
+                self._end((self._grace_period_s, signal.SIGKILL))
             self.course.result = Result(*values)
-            if self._deadline is None:  # from now on it only has to end
-                self._deadline = time.monotonic() + self._grace_period_s
 
     def _hear_status(self, data: bytes | None, link: TemplateLink) -> bool:
         """Take the template's word; True if it is the last."""
@@ -206,6 +224,7 @@ class Watch:
             if kind == "forked":
                 self.course.forked = link.served = True
                 self._pid, self.course.warning = values
+                self._guard.forked(self._pid)
             elif kind == "exited":
                 self.course.exit_code = values[0]
                 return True
@@ -224,24 +243,49 @@ class Watch:
             with suppress(ProcessLookupError, PermissionError):
                 os.killpg(self._pid, signal.SIGKILL)
 
-    def _begin_stop(self, link: TemplateLink) -> bool:
+    def _begin_stop(self) -> bool:
         """Cancel the attempt, or have its process sent SIGTERM; True if it was cancelled."""
-        course = self.course
-        if course.stopped or course.result is not None:
+        if self.course.ending:
             return False
-        course.stopped = True
+        self.course.stopped = True
         with suppress(FileNotFoundError):
             os.unlink(self._job_file)  # noqa: PTH108 - atomic: now the template cannot claim it
-            course.cancelled = True
+            self.course.cancelled = True
             return True
-        link.signal(self._key, signal.SIGTERM)
-        self._deadline = time.monotonic() + self._grace_period_s
+        self._end((0, signal.SIGTERM), (self._grace_period_s, signal.SIGKILL))
         return False
 
+    def _end(self, *signals: tuple[float, signal.Signals]) -> None:
+        """Have the attempt sent these signals, each so many seconds from now."""
+        now = time.monotonic()
+        self._signals = deque((now + delay, number) for delay, number in signals)
+        self._guard.ending()
+
     def _enforce(self, link: TemplateLink) -> None:
-        if self._deadline is not None and time.monotonic() >= self._deadline:
-            self._deadline = None
-            link.signal(self._key, signal.SIGKILL)
+        """Look whether the attempt keeps its limits, and send the signals that are due."""
+        if time.monotonic() >= self._guard.due:
+            # What came while this thread did not: a report, or the result, may not be too late.
+            self._hear(self._messages, self._messages.read() or b"")
+            self._check_limits()
+        while self._signals and time.monotonic() >= self._signals[0][0]:
+            link.signal(self._key, self._signals.popleft()[1])
+
+    def _check_limits(self) -> None:
+        breach = self._guard.check()
+        if breach is None:
+            return
+        if not self.course.ending:
+            self.course.breach = breach.error
+        if breach.urgent:
+            # No grace period: what it could take meanwhile is the machine's last memory.
+            self._end((0, signal.SIGKILL))
+        else:
+            # SIGQUIT: see `write_stacks_when_asked` in child.py.
+            self._end(
+                (0, signal.SIGQUIT),
+                (_STACKS_S, signal.SIGTERM),
+                (_STACKS_S + self._grace_period_s, signal.SIGKILL),
+            )
 
     def _read_rest(self) -> None:
         """Read what the pipes still hold; a process that escaped may keep them open for ever."""
