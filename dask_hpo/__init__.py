@@ -10,6 +10,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from dask_hpo.checkpoints.options import Checkpoints as Checkpoints
     from dask_hpo.core.space import SearchSpace as SearchSpace
     from dask_hpo.core.space import choice as choice
     from dask_hpo.core.space import lograndint as lograndint
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from dask_hpo.experiment import load_experiment as load_experiment
     from dask_hpo.objective import ScriptObjective as ScriptObjective
     from dask_hpo.report import Reporter as Reporter
+    from dask_hpo.report import checkpoint_dir as checkpoint_dir
     from dask_hpo.schedulers import FIFOScheduler as FIFOScheduler
     from dask_hpo.searchers import GridSearcher as GridSearcher
     from dask_hpo.searchers import QuasiRandomSearcher as QuasiRandomSearcher
@@ -43,7 +45,9 @@ _HOMES = {
     "Experiment": "dask_hpo.experiment",
     "load_experiment": "dask_hpo.experiment",
     "ScriptObjective": "dask_hpo.objective",
+    "Checkpoints": "dask_hpo.checkpoints.options",
     "Reporter": "dask_hpo.report",
+    "checkpoint_dir": "dask_hpo.report",
     "FIFOScheduler": "dask_hpo.schedulers",
     "GridSearcher": "dask_hpo.searchers",
     "QuasiRandomSearcher": "dask_hpo.searchers",

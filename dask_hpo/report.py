@@ -1,4 +1,4 @@
-"""What training code imports: ``Reporter`` and ``report``, at home and in a trial alike.
+"""What training code imports: ``Reporter``, ``report`` and ``checkpoint_dir``, in a trial or not.
 
 ``report(validation_error=0.1)`` hands metrics to the tuner when it runs in a trial and prints one
 line when the same script is started by hand. The module loads nothing beyond the standard library,
@@ -11,6 +11,7 @@ hundred digits, half a surrogate pair) can break the stream that carries it to t
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import operator
@@ -22,13 +23,15 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from decimal import Decimal
 from fractions import Fraction
-from typing import Any, Protocol, SupportsIndex
+from typing import Any, NamedTuple, Protocol, SupportsIndex
 
+from dask_hpo.checkpoints.folder import Checkpoint, CheckpointDir
 from dask_hpo.core.metric import Scalar
 
-__all__ = ["Reporter", "report"]
+__all__ = ["Checkpoint", "CheckpointDir", "Reporter", "checkpoint_dir", "report"]
 
 MAX_TEXT_CHARACTERS = 1_000  #: longer strings are cut
+MAX_METRICS = 1_000  #: in one report, all of which travel and each of which may become a column
 _INT64 = 2**63
 
 #: ``send(step, metrics, elapsed)``: metrics coerced, elapsed in seconds since the attempt began
@@ -61,7 +64,22 @@ def _coerce_other(value: Any) -> Scalar:
     if isinstance(value, (Decimal, Fraction)):
         return _real(value)
     item = _item(value)
-    return _text(repr(value)) if item is None else coerce(item)
+    return _text(short_repr(value)) if item is None else coerce(item)
+
+
+def short_repr(value: Any) -> str:
+    """Return the ``repr`` of a value, at bounded cost for a large builtin container.
+
+    More items than a text has characters cannot be seen in it: they are cut before, not after.
+    """
+    kind = type(value)
+    if kind in (str, bytes, bytearray, list, tuple):
+        value = value[:MAX_TEXT_CHARACTERS]
+    elif kind in (set, frozenset):
+        value = kind(itertools.islice(value, MAX_TEXT_CHARACTERS))
+    elif kind is dict:
+        value = dict(itertools.islice(value.items(), MAX_TEXT_CHARACTERS))
+    return repr(value)
 
 
 def _item(value: Any) -> float | int | bool | str | None:
@@ -91,15 +109,26 @@ def _text(value: str) -> str:
 
 
 def coerce_metrics(metrics: Mapping[Any, Any]) -> dict[str, Scalar]:
-    """Return the metrics with names as bounded strings and coerced values."""
+    """Return the metrics with names as bounded strings and coerced values.
+
+    Raises
+    ------
+    TypeError
+        If there are more than 1,000.
+    """
+    if len(metrics) > MAX_METRICS:
+        raise TypeError(
+            f"{len(metrics):,} metrics at once: at most {MAX_METRICS:,} go into one report, for "
+            "each becomes a column of the log; summarise them, or save them to a file"
+        )
     return {_text(str(name)): coerce(value) for name, value in metrics.items()}
 
 
 class Channel(Protocol):
     """Where reports go."""
 
-    def send(self, step: int | None, metrics: dict[str, Scalar]) -> None:
-        """Pass on metrics; ``step=None`` counts on from the last step."""
+    def send(self, step: int | None, metrics: dict[str, Scalar]) -> int:
+        """Pass on metrics and return their step; ``step=None`` counts on from the last one."""
         ...
 
 
@@ -131,11 +160,12 @@ class PipeChannel:
         self._broken = False  # whether a handler raised in the middle of a line
         self._start = time.monotonic()
 
-    def send(self, step: int | None, metrics: dict[str, Scalar]) -> None:
+    def send(self, step: int | None, metrics: dict[str, Scalar]) -> int:
         """Write a report; a step is counted if none is given."""
         with self._lock:
-            elapsed = time.monotonic() - self._start
-            self.send_message(["report", self._steps.next(step), metrics, elapsed])
+            elapsed, number = time.monotonic() - self._start, self._steps.next(step)
+            self.send_message(["report", number, metrics, elapsed])
+            return number
 
     def send_message(self, message: list[Any]) -> None:
         """Write a message, whatever its length; a worker that is gone is not the trial's error."""
@@ -173,9 +203,11 @@ class CallChannel:
         self._steps = _Steps()
         self._start = time.monotonic()
 
-    def send(self, step: int | None, metrics: dict[str, Scalar]) -> None:
+    def send(self, step: int | None, metrics: dict[str, Scalar]) -> int:
         """Call; a step is counted if none is given."""
-        self._send(self._steps.next(step), metrics, time.monotonic() - self._start)
+        number = self._steps.next(step)
+        self._send(number, metrics, time.monotonic() - self._start)
+        return number
 
 
 class _PrintChannel:
@@ -184,40 +216,50 @@ class _PrintChannel:
     def __init__(self) -> None:
         self._steps = _Steps()
 
-    def send(self, step: int | None, metrics: dict[str, Scalar]) -> None:
+    def send(self, step: int | None, metrics: dict[str, Scalar]) -> int:
         values = " ".join(f"{name}={_readable(value)}" for name, value in metrics.items())
-        sys.stdout.write(f"step {self._steps.next(step)}: {values}\n")
+        number = self._steps.next(step)
+        sys.stdout.write(f"step {number}: {values}\n")
         sys.stdout.flush()
+        return number
 
 
 def _readable(value: Scalar) -> str:
     return f"{value:.6g}" if isinstance(value, float) else str(value)
 
 
+class _Trial(NamedTuple):
+    """What the training code that runs here is given."""
+
+    channel: Channel
+    checkpoints: CheckpointDir
+
+
 class _Thread(threading.local):
-    """The channel of the trial that runs in this thread."""
+    """The trial that runs in this thread."""
 
-    channel: Channel | None = None
+    trial: _Trial | None = None
 
 
-_process_channel: Channel = _PrintChannel()
+_process_trial = _Trial(_PrintChannel(), CheckpointDir())
 _thread = _Thread()
 
 
-def set_channel(channel: Channel | None) -> None:
+def set_channel(channel: Channel | None, checkpoints: CheckpointDir | None = None) -> None:
     """Send the reports of this whole process to ``channel``; None prints them again."""
-    global _process_channel  # noqa: PLW0603 - one process, one trial
-    _process_channel = _PrintChannel() if channel is None else channel
+    global _process_trial  # noqa: PLW0603 - one process, one trial
+    _process_trial = _Trial(channel or _PrintChannel(), checkpoints or CheckpointDir())
 
 
 @contextmanager
-def thread_channel(send: Send) -> Iterator[None]:
+def thread_channel(send: Send, checkpoints: CheckpointDir | None = None) -> Iterator[None]:
     """Send the reports of this thread to ``send(step, metrics, elapsed)`` inside the block."""
-    before, _thread.channel = _thread.channel, CallChannel(send)
+    before = _thread.trial
+    _thread.trial = _Trial(CallChannel(send), checkpoints or CheckpointDir())
     try:
         yield
     finally:
-        _thread.channel = before
+        _thread.trial = before
 
 
 def report(*, step: SupportsIndex | None = None, **metrics: Any) -> None:
@@ -235,7 +277,7 @@ def report(*, step: SupportsIndex | None = None, **metrics: Any) -> None:
     Raises
     ------
     TypeError
-        If no metric is given, or the step is no integer.
+        If no metric is given, or more than 1,000 are, or the step is no integer.
 
     Notes
     -----
@@ -248,8 +290,9 @@ def report(*, step: SupportsIndex | None = None, **metrics: Any) -> None:
             "write report(validation_error=0.1)"
         )
     number = None if step is None else _step(step)
-    channel = _thread.channel or _process_channel
-    channel.send(number, coerce_metrics(metrics))
+    trial = _thread.trial or _process_trial
+    coerced = coerce_metrics(metrics)
+    trial.checkpoints.note(trial.channel.send(number, coerced), coerced)
 
 
 def _step(step: Any) -> int:
@@ -261,6 +304,28 @@ def _step(step: Any) -> int:
             "write report(step=3, ...) or leave it out to count the calls"
         ) from None
     return max(min(number, _INT64 - 1), -_INT64)
+
+
+def checkpoint_dir() -> CheckpointDir:
+    """Return the directory of the running trial's checkpoints, the same for all its attempts.
+
+    A trial whose worker died runs again, and goes on from the latest complete checkpoint::
+
+        latest = checkpoint_dir().latest()
+        if latest is not None:
+            model.load_state_dict(torch.load(latest / "model.pt"))
+        for epoch in range(latest.step + 1 if latest else 1, max_epochs + 1):
+            ...
+            report(step=epoch, validation_error=error)
+            with checkpoint_dir().save(step=epoch) as folder:
+                torch.save(model.state_dict(), folder / "model.pt")
+
+    Notes
+    -----
+    Outside a trial it is a new folder in ``./checkpoints``, so that a script begins afresh each
+    time it is started by hand; the variable ``DASK_HPO_CHECKPOINTS`` names one to go on from.
+    """
+    return (_thread.trial or _process_trial).checkpoints
 
 
 class Reporter:

@@ -1,21 +1,28 @@
 """Reporting: what a metric becomes, where it goes, and that it costs nothing worth speaking of."""
 
+import array
 import enum
+import fcntl
 import json
 import math
 import os
 import signal
 import subprocess
 import sys
+import termios
 import threading
+import tracemalloc
 from decimal import Decimal
 from fractions import Fraction
 
 import numpy as np
 import pytest
+from conftest import wait_until
 
 from dask_hpo.errors import TrialStopped
 from dask_hpo.report import PipeChannel, Reporter, coerce, report, set_channel, thread_channel
+
+PIPE_BYTES = 64 * 1024  # of a new pipe on Linux
 
 
 class Colour(enum.IntEnum):
@@ -193,6 +200,18 @@ def test_a_signal_handler_may_report_whatever_it_interrupts(pipe):
     assert metrics[-1] == {"last": 1}
 
 
+def signal_when_full(reader, thread):
+    """Signal a thread when its write fills the pipe, and so waits for a reader."""
+    count = array.array("i", [0])
+
+    def is_full():
+        fcntl.ioctl(reader, termios.FIONREAD, count)
+        return count[0] == PIPE_BYTES
+
+    wait_until(is_full, what="a full pipe")
+    signal.pthread_kill(thread, signal.SIGALRM)
+
+
 def test_a_handler_that_raises_in_a_report_spoils_no_other(pipe):
     class Interrupted(Exception):
         pass
@@ -202,9 +221,11 @@ def test_a_handler_that_raises_in_a_report_spoils_no_other(pipe):
 
     reader, writer = pipe
     before = signal.signal(signal.SIGALRM, interrupt)
-    signal.setitimer(signal.ITIMER_REAL, 0.05)
+    watcher = threading.Thread(target=signal_when_full, args=[reader, threading.get_ident()])
+    watcher.start()
     with pytest.raises(Interrupted):
-        report(**{f"metric_{i}": i / 3 for i in range(5_000)})  # more than the pipe holds
+        report(**{f"metric_{i}": "x" * 500 for i in range(500)})  # more than the pipe holds
+    watcher.join()
     signal.signal(signal.SIGALRM, before)
     listener = threading.Thread(target=report, kwargs={"last": 1})
     listener.start()
@@ -213,6 +234,22 @@ def test_a_handler_that_raises_in_a_report_spoils_no_other(pipe):
     listener.join()
     os.close(writer)
     assert json.loads(whole)[2] == {"last": 1}
+
+
+def test_a_thousand_metrics_at_once_and_no_more(pipe):
+    with pytest.raises(TypeError, match="1,001 metrics at once: at most 1,000"):
+        report(**{f"metric_{i}": i for i in range(1_001)})
+
+
+def test_a_large_container_is_cut_before_it_is_shown():
+    large = 10**7
+    for value in (bytes(large), [0] * large, (0,) * large, dict.fromkeys(range(large // 10))):
+        tracemalloc.start()
+        text = coerce(value)
+        _, peak = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        assert text == repr(value)[:997] + "..."
+        assert peak < 1_000_000
 
 
 def test_a_report_to_a_worker_that_is_gone_is_no_error():

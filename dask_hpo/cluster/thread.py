@@ -10,6 +10,7 @@ import pickle
 import threading
 import time
 
+from dask_hpo.checkpoints.folder import CheckpointDir
 from dask_hpo.cluster.attempt import (
     OnReport,
     OnStarted,
@@ -99,15 +100,18 @@ class ThreadRunner:
         on_started()
         start = time.monotonic()
         outcome, metrics, failure = Outcome.COMPLETED, {}, None
+        checkpoints = CheckpointDir(request.checkpoints)
         try:
             # Unpickled for every trial: what one leaves in the function's globals, no other sees.
             function = pickle.loads(self._payload.function)  # noqa: S301 - the driver's own bytes
-            with thread_channel(send):
+            with thread_channel(send, checkpoints):
                 metrics = metrics_of(function(**request.config), self._metric)
         except TrialStopped:
             outcome = Outcome.STOPPED
         except BaseException as error:  # noqa: BLE001 - SystemExit too must not end the worker
             outcome, failure = Outcome.FAILED, failure_of(error)
+        finally:
+            checkpoints.close()
         if stop.is_set():
             outcome, failure = Outcome.STOPPED, None
         return TrialResult(

@@ -1,0 +1,1 @@
+"""Checkpoints of trials: what training code writes, where it survives, and which of them stay."""
