@@ -5,7 +5,8 @@ HPOError
 ├── OptionError (also a ValueError)     any other option breaks a rule
 ├── ObjectiveError                      what to run is missing or cannot be sent to a worker
 ├── ClusterError                        the cluster cannot run the trials that were asked for
-│   └── VersionMismatchError            a worker runs another Python or another dask_hpo
+│   ├── VersionMismatchError            a worker runs another Python or another dask_hpo
+│   └── SchedulerLostError              the Dask scheduler is gone, and did not come back in time
 ├── LogError                            the experiment's directory cannot be written or read
 │   ├── ExperimentExistsError           a new experiment asks for a name that is taken
 │   └── ExperimentNotFoundError         no experiment of that name or at that path
@@ -43,6 +44,10 @@ class ClusterError(HPOError):
 
 class VersionMismatchError(ClusterError):
     """A worker runs another version of Python or of this package than the driver."""
+
+
+class SchedulerLostError(ClusterError):
+    """The connection to the Dask scheduler broke; the message says how to go on."""
 
 
 class LogError(HPOError):

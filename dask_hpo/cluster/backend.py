@@ -7,86 +7,70 @@ client heard them. The driver's thread takes the queue's contents as events.
 An end travels twice: as a message, ahead of the future, and as the future's result. The future says
 *when* the slot is free; the result is fetched only where the message was lost, or where the trial
 wrote something (which is too long for a message).
+
+A trial runs on when its driver dies. A driver that comes later (or the same one, after its
+connection broke) asks the workers what they remember, hears what it missed, and submits the same
+keys again, each to the worker that knows the attempt: the task there joins what runs (see
+``memory.py``). Without a driver Dask would take a worker for idle, and
+perhaps let it go; so a task that lasts is left to the Dask scheduler to finish (`fire_and_forget`).
 """
 
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import logging
 import pickle
 import queue
-from collections import defaultdict, deque
+import secrets
+from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
-from distributed import Client, Future, as_completed
+from distributed import Client, Future, as_completed, fire_and_forget
 
-from dask_hpo.cluster.messages import Message, failure_of
-from dask_hpo.cluster.worker import End, Settings, TrialTask, stop_trials, worker_of
+from dask_hpo.cluster.ask import ask
+from dask_hpo.cluster.flight import (
+    Batch,
+    Broken,
+    Completed,
+    Flight,
+    WorkersChanged,
+    ended,
+    lost,
+    reported,
+)
+from dask_hpo.cluster.memory import Recalled
+from dask_hpo.cluster.messages import Message
+from dask_hpo.cluster.recall import Recollection, has_ended, recollect
+from dask_hpo.cluster.stops import Stops
+from dask_hpo.cluster.worker import End, Settings, TrialTask, recall_end, worker_of
 from dask_hpo.cluster.workers import WorkerWatch
 from dask_hpo.core.events import (
     Command,
     Event,
     Failure,
     Outcome,
-    Reported,
+    SetAside,
     SlotsChanged,
     StartTrial,
     StopRequested,
     StopTrial,
     Tick,
     TrialEnded,
+    TrialFound,
     TrialStarted,
 )
+from dask_hpo.errors import SchedulerLostError
 
 logger = logging.getLogger("dask_hpo")
 
-
-@dataclass(slots=True)
-class Flight:
-    """An attempt whose task is with Dask, and what was heard of it."""
-
-    trial_id: int
-    attempt: int
-    future: Future
-    allowed: frozenset[str]  #: the workers that it was submitted to
-    run: str = ""
-    worker: str = ""
-    end: Message | None = None
-    stopping: bool = False
+#: A task that lasts longer is the Dask scheduler's to finish, whether or not its driver lives.
+LASTING_S = 2.0
 
 
-@dataclass(frozen=True, slots=True)
-class Batch:
-    """A batch of messages, with the driver's time when it was heard."""
-
-    heard: float
-    content: dict[str, Any]
-
-
-@dataclass(frozen=True, slots=True)
-class WorkersChanged:
-    """So many slots there are now; these workers are gone, and those are there."""
-
-    now: float
-    slots: int
-    gone: frozenset[str]
-    present: frozenset[str]
-
-
-@dataclass(frozen=True, slots=True)
-class Completed:
-    """A future that resolved.
-
-    ``end`` is its result where that was fetched; ``error`` says in one line why it has none.
-    """
-
-    future: Future
-    end: End | None = None
-    error: str = ""
-
-
+Item = Batch | Completed | WorkersChanged | Broken | Event
 OnOutput = Callable[[int, int, str, str], None]
 
 
@@ -103,6 +87,8 @@ class DaskBackend:
         Seconds since the start of the experiment.
     max_slots
         Use at most so many slots; None: all that the workers offer.
+    patience_s
+        A Dask scheduler that does not answer for so many seconds is given up.
     on_output
         Called with (trial number, attempt, stdout, stderr) of every trial that wrote something.
     """
@@ -114,23 +100,36 @@ class DaskBackend:
         *,
         clock: Callable[[], float],
         max_slots: int | None,
+        patience_s: float,
         on_output: OnOutput,
     ) -> None:
         self._client = client
         self._settings = settings
         self._clock = clock
         self._on_output = on_output
-        self._queue: queue.SimpleQueue[Batch | Completed | WorkersChanged | Event] = (
-            queue.SimpleQueue()
-        )
+        self._queue: queue.SimpleQueue[Item] = queue.SimpleQueue()
+        self._missed: list[Event] = []  #: what happened before this driver came
+        self._waiting: list[StartTrial] = []  #: for a worker to come
+        self._young: deque[tuple[float, Flight]] = deque()  #: with the time of their submission
+        self._recollection = Recollection()
+        self._taken_up: set[str] = set()  #: the runs of an earlier driver that are ours now
+        self._keys = settings.key  #: what those of our tasks begin with
+        self._broken = ""
         self._flights: dict[tuple[int, int], Flight] = {}  #: by trial number and attempt
-        self._stops: defaultdict[str, deque[tuple[int, int]]] = defaultdict(deque)  #: by worker
+        self._stops = Stops(client, settings.plugin)
         self._by_key: dict[str, Flight] = {}
         self._warned: set[str] = set()  #: each warning of a worker is shown once
         self._completed = as_completed(loop=client.loop)
         self._something_to_await = asyncio.Event()
         self._pump: asyncio.Future[None] | None = None
-        self._workers = WorkerWatch(client, settings, max_slots, self._workers_changed)
+        self._workers = WorkerWatch(
+            client,
+            settings,
+            max_slots,
+            patience_s=patience_s,
+            on_change=self._workers_changed,
+            on_break=self._connection_broke,
+        )
 
     # Life
 
@@ -142,16 +141,69 @@ class DaskBackend:
         ClusterError
             If a worker cannot run the trials: another version, a package that it lacks.
         """
-        self._client.subscribe_topic(self._settings.topic, self._hear)
-        self._client.loop.add_callback(self._start_pump)
+        self._listen()
         self._workers.start()
+
+    def attach(self, commands: Sequence[Command], known: int) -> None:
+        """Do what `start` does, and go on with trials that an earlier driver started.
+
+        Parameters
+        ----------
+        commands
+            What takes up the active trials: `StartTrial`, and `StopTrial` for those being stopped.
+        known
+            The number of trials that the state machine knows. What the cluster knows beyond them
+            comes as `TrialFound`.
+
+        Raises
+        ------
+        ClusterError
+            As `start`.
+        """
+        self._listen()  # first: what is heard twice is told apart, what is not heard is lost
+        self._workers.start()
+        # An earlier driver's task may be stuck under an attempt's usual key, where nobody runs it.
+        self._keys = f"{self._settings.key}-{secrets.token_hex(2)}"
+        self._recollection = recollect(self._client, self._settings, self._workers.answering)
+        for found in self._recollection.beyond(known):
+            self._find(found)
+        self.execute(commands)
+        current = {c.trial_id: c.attempt for c in commands if isinstance(c, StartTrial)}
+        for stray in self._recollection.strays(self._taken_up, current):
+            self._stops.send(worker_of(stray.run), stray.trial_id, stray.attempt)
 
     def close(self) -> None:
         """Let go of everything: tasks, the workers' plugin, and with it whatever still runs."""
-        self._workers.close()
-        if self._client.status == "running":
+        try:
+            if self.is_connected and self._flights:
+                futures = [flight.future for flight in self._flights.values()]
+                self._client.cancel(futures, force=True)
+            self._workers.close()
+            self._stop_listening()
+        except (OSError, asyncio.TimeoutError) as error:
+            # The Dask scheduler went away in between. What it left on the workers ends with them.
+            logger.debug("the cluster could not be told of the end: %s", error)
+
+    def leave(self) -> None:
+        """Let go, and let what runs run on."""
+        if self.is_connected:
+            fire_and_forget([flight.future for flight in self._flights.values() if flight.run])
+        self._workers.leave()
+        self._stop_listening()
+
+    @property
+    def is_connected(self) -> bool:
+        """Whether the connection to the Dask scheduler holds."""
+        return not self._broken and self._client.status == "running"
+
+    def _listen(self) -> None:
+        self._client.subscribe_topic(self._settings.topic, self._hear)
+        self._client.loop.add_callback(self._start_pump)
+
+    def _stop_listening(self) -> None:
+        if self._client.status in {"running", "connecting"}:
             self._client.sync(self._stop_pump)
-            self._client.cancel([flight.future for flight in self._flights.values()])
+        if self.is_connected:
             self._client.unsubscribe_topic(self._settings.topic)
 
     def _start_pump(self) -> None:
@@ -172,14 +224,38 @@ class DaskBackend:
     # Events
 
     def wait(self, timeout_s: float) -> list[Event]:
-        """Return what happened, in order; after ``timeout_s`` seconds of silence a `Tick`."""
-        events: list[Event] = []
+        """Return what happened, in order; after ``timeout_s`` seconds of silence a `Tick`.
+
+        Raises
+        ------
+        SchedulerLostError
+            If the connection to the Dask scheduler is broken, and all that was heard is returned.
+        """
+        events, self._missed = self._missed, []
+        if events:
+            return events
+        if self._broken:
+            raise SchedulerLostError(self._broken)
+        self._look_after_those_that_last()
         try:
             events += self._events_of(self._queue.get(timeout=timeout_s))
             while True:
                 events += self._events_of(self._queue.get_nowait())
         except queue.Empty:
             return events or [Tick(self._clock())]
+
+    def _look_after_those_that_last(self) -> None:
+        """Tell the Dask scheduler to finish what has run for a while, even without a driver."""
+        before = self._clock() - LASTING_S
+        while self._young and self._young[0][0] < before:
+            _, flight = self._young.popleft()
+            if self._flights.get((flight.trial_id, flight.attempt)) is not flight:
+                continue
+            if flight.run:
+                flight.lasting = True
+                fire_and_forget(flight.future)
+            else:  # what waits for a worker needs its driver
+                self._young.append((self._clock(), flight))
 
     def request_stop(self) -> None:
         """Put a `StopRequested` among the events; safe in a signal handler and in any thread."""
@@ -189,11 +265,18 @@ class DaskBackend:
         """Take a batch of messages, on the client's event loop: it must cost nothing here."""
         self._queue.put(Batch(self._clock(), event[1]))
 
-    def _workers_changed(self, slots: int, gone: frozenset[str]) -> None:
-        present = self._workers.accepted
-        self._queue.put(WorkersChanged(self._clock(), slots, gone, present))
+    def _workers_changed(self, slots: int) -> None:
+        self._queue.put(WorkersChanged(self._clock(), slots, self._workers.present))
 
-    def _events_of(self, item: Batch | Completed | WorkersChanged | Event) -> list[Event]:
+    def _connection_broke(self, reason: str) -> None:
+        self._queue.put(Broken(reason))
+
+    def _events_of(self, item: Item) -> list[Event]:
+        if self._broken:
+            return []  # the rest is noise: every future is cancelled, every worker unseen
+        if isinstance(item, Broken):
+            self._broken = item.reason
+            return []
         if isinstance(item, Batch):
             return self._events_of_batch(item)
         if isinstance(item, Completed):
@@ -203,12 +286,12 @@ class DaskBackend:
         return [item]
 
     def _events_of_change(self, change: WorkersChanged) -> list[Event]:
-        lost: list[Event] = [
+        gone: list[Event] = [
             self._lose(flight, change.now)
             for flight in list(self._flights.values())
             if self._is_gone(flight, change)
         ]
-        return [*lost, SlotsChanged(change.now, change.slots)]
+        return [*gone, SlotsChanged(change.now, change.slots)]
 
     def _events_of_batch(self, batch: Batch) -> list[Event]:
         events: list[Event] = []
@@ -217,30 +300,26 @@ class DaskBackend:
             flight = self._flights.get((message["trial_id"], message["attempt"]))
             if flight is not None:
                 events += self._events_of_message(flight, message, now)
-            elif message["kind"] == "started":  # Dask runs a task again that we gave up
-                self._send_stop(worker_of(message["run"]), message["trial_id"], message["attempt"])
+            elif message["kind"] != "ended":  # of an attempt that was given up
+                self._stops.send(worker_of(message["run"]), message["trial_id"], message["attempt"])
         return events
 
     def _events_of_message(self, flight: Flight, message: Message, now: float) -> list[Event]:
+        now = flight.now = max(now, flight.now)
         match message["kind"]:
             case "started" if not flight.run:
                 return [self._begin(flight, message["run"], now)]
-            case "started":
+            case _ if not flight.run:  # its start was lost on the way
+                begin = self._begin(flight, message["run"], now)
+                return [begin, *self._events_of_message(flight, message, now)]
+            case _ if message["run"] != flight.run:
                 # The attempt's worker is gone, and Dask runs the task again. Attempts are ours.
-                self._send_stop(worker_of(message["run"]), flight.trial_id, flight.attempt)
+                self._stops.send(worker_of(message["run"]), flight.trial_id, flight.attempt)
                 return [self._lose(flight, now)]
-            case "reported" if message["run"] == flight.run:
-                return [
-                    Reported(
-                        now,
-                        flight.trial_id,
-                        flight.attempt,
-                        message["step"],
-                        message["metrics"],
-                        message["elapsed"],
-                    )
-                ]
-            case "ended" if message["run"] == flight.run:
+            case "reported" if message["elapsed"] > flight.elapsed:
+                flight.elapsed = message["elapsed"]
+                return [reported(message, now)]
+            case "ended":
                 flight.end = message
         return []
 
@@ -248,21 +327,26 @@ class DaskBackend:
     def _is_gone(flight: Flight, change: WorkersChanged) -> bool:
         """Tell whether the worker that runs an attempt left, or all that might have run it did."""
         if flight.worker:
-            return flight.worker in change.gone
+            return flight.worker not in change.present
         return flight.allowed.isdisjoint(change.present)
 
     def _begin(self, flight: Flight, run: str, now: float) -> TrialStarted:
         flight.run, flight.worker = run, worker_of(run)
         if flight.stopping:
-            self._send_stop(flight.worker, flight.trial_id, flight.attempt)
-        return TrialStarted(now, flight.trial_id, flight.attempt, flight.worker)
+            self._stops.send(flight.worker, flight.trial_id, flight.attempt)
+        return TrialStarted(now, flight.trial_id, flight.attempt, flight.worker, run)
 
     def _lose(self, flight: Flight, now: float) -> TrialEnded:
-        """Give up an attempt whose worker is gone, and the task with it."""
+        """Give up an attempt whose worker is gone, and the task with it; if it ended, it ended."""
         self._drop(flight)
-        self._client.loop.add_callback(self._client.cancel, [flight.future])
-        why = Failure(f"WorkerLost: the worker {flight.worker} that ran this attempt is gone")
-        return TrialEnded(now, flight.trial_id, flight.attempt, Outcome.LOST, failure=why)
+        self._cancel([flight.future])
+        if flight.end is not None:
+            return ended(flight.end, now)
+        return lost(flight.trial_id, flight.attempt, now, flight.worker)
+
+    def _cancel(self, futures: list[Future]) -> None:
+        """Take back tasks, which the Dask scheduler would else finish without us."""
+        self._client.loop.add_callback(partial(self._client.cancel, futures, force=True))
 
     def _drop(self, flight: Flight) -> None:
         del self._by_key[flight.future.key], self._flights[flight.trial_id, flight.attempt]
@@ -271,12 +355,17 @@ class DaskBackend:
         flight = self._by_key.get(completed.future.key)
         if flight is None:
             return []
+        if completed.future.cancelled() and not flight.taken_back:
+            self._broken = "the connection to it broke"  # nobody else cancels all our futures
+            return []
         end = flight.end if completed.end is None else completed.end.message
         fetched = completed.end is not None or completed.error
         if not fetched and (end is None or end["has_output"] or not completed.future.done()):
             self._client.loop.add_callback(self._fetch, completed.future)
             return []
         self._drop(flight)
+        if flight.lasting:
+            self._cancel([flight.future])  # or Dask would keep its result for nobody
         now = self._clock()
         if end is None:
             return [self._end_without_result(flight, completed.error, now)]
@@ -287,18 +376,7 @@ class DaskBackend:
         if completed.end is not None:
             stdout, stderr = completed.end.stdout, completed.end.stderr
             self._on_output(flight.trial_id, flight.attempt, stdout, stderr)
-        events.append(
-            TrialEnded(
-                now,
-                flight.trial_id,
-                flight.attempt,
-                Outcome(end["outcome"]),
-                end["metrics"],
-                failure_of(end),
-                end["elapsed"],
-            )
-        )
-        return events
+        return [*events, ended(end, now)]
 
     def _warn(self, warning: str) -> None:
         if warning and warning not in self._warned:
@@ -315,7 +393,7 @@ class DaskBackend:
             self._queue.put(Completed(future, end))
 
     def _end_without_result(self, flight: Flight, error: str, now: float) -> TrialEnded:
-        outcome = Outcome.STOPPED if flight.stopping and not flight.run else Outcome.LOST
+        outcome = Outcome.STOPPED if flight.taken_back else Outcome.LOST
         return TrialEnded(now, flight.trial_id, flight.attempt, outcome, failure=Failure(error))
 
     # Commands
@@ -323,68 +401,159 @@ class DaskBackend:
     def execute(self, commands: Sequence[Command]) -> None:
         """Do what the state machine wants. Commands of one batch of events go out together."""
         starts: list[StartTrial] = []
-        stops: list[Flight] = []
+        stops: list[StopTrial] = []
         for command in commands:
             match command:
                 case StartTrial():
-                    starts.append(command)
+                    if not self._is_taken_up(command):
+                        starts.append(command)
                 case StopTrial():
-                    flight = self._flights.get((command.trial_id, command.attempt))
-                    if flight is not None:
-                        stops.append(flight)
+                    stops.append(command)
+                case SetAside():
+                    self._workers.set_aside(command)
                 case _:
                     pass
-        if starts:
-            self._submit(starts)
+        self._waiting += starts
+        if self._waiting:
+            self._submit_waiting()
         if stops:
             self._stop(stops)
 
-    def _submit(self, starts: list[StartTrial]) -> None:
+    def _is_taken_up(self, start: StartTrial) -> bool:
+        """Go on with an attempt where it runs; False if it is to be submitted as a new one."""
+        recalled = self._recollection.of(start.trial_id, start.attempt, start.run)
+        if recalled is not None:
+            self._adopt(start, recalled)
+        elif start.run:  # it was seen running, and nobody knows of it any more
+            worker = worker_of(start.run)
+            self._missed.append(lost(start.trial_id, start.attempt, self._clock(), worker))
+        return recalled is not None or bool(start.run)
+
+    def _find(self, recalled: Recalled) -> None:
+        """Take up an attempt of which the log does not know."""
+        if recalled.config is not None:  # else it is lost, and runs anew under its number
+            trial_id, attempt = recalled.trial_id, recalled.attempt
+            self._missed.append(TrialFound(self._clock(), trial_id, recalled.config, attempt))
+            self._adopt(StartTrial(trial_id, attempt, recalled.config), recalled)
+
+    def _adopt(self, start: StartTrial, recalled: Recalled) -> None:
+        """Hear what was missed of an attempt, and await its end or take that of a dead worker."""
+        self._taken_up.add(recalled.run)
+        if recalled.config is not None and recalled.config != start.config:
+            # The searcher would suggest another one today.
+            config, now = recalled.config, self._clock()
+            self._missed.append(TrialFound(now, start.trial_id, config, start.attempt))
+            start = dataclasses.replace(start, config=config)
+        is_there = recalled.remembered and worker_of(recalled.run) in self._workers.present
+        if is_there and not has_ended(recalled):
+            self._join(start, recalled)
+        else:
+            self._take_end(start, recalled)
+        if is_there and has_ended(recalled):
+            self._client.loop.add_callback(self._fetch_output, recalled)
+
+    def _join(self, start: StartTrial, recalled: Recalled) -> None:
+        """Submit the task again to the worker that executes it."""
+        worker = worker_of(recalled.run)
+        flight = self._submit([start], frozenset([worker]), [recalled.key])[0]
+        self._hear_what_was_missed(flight, start, recalled)
+
+    def _take_end(self, start: StartTrial, recalled: Recalled) -> None:
+        """Take the end of an attempt as it was kept; without one it is lost."""
+        flight = Flight(start.trial_id, start.attempt, None, frozenset())
+        now = self._clock()
+        if not has_ended(recalled):
+            worker = worker_of(recalled.run)
+            self._missed.append(lost(start.trial_id, start.attempt, now, worker))
+            return
+        self._hear_what_was_missed(flight, start, recalled)
+        self._missed.append(ended(recalled.messages[-1], now))
+
+    async def _fetch_output(self, recalled: Recalled) -> None:
+        """Get what a trial wrote that ended while no driver was there."""
+        trial_id, attempt, worker = recalled.trial_id, recalled.attempt, worker_of(recalled.run)
+        plugin = self._settings.plugin
+        answers = await ask(self._client, [worker], recall_end, plugin, trial_id, attempt)
+        end = answers.get(worker)
+        if isinstance(end, End):
+            self._on_output(trial_id, attempt, end.stdout, end.stderr)
+
+    def _hear_what_was_missed(self, flight: Flight, start: StartTrial, recalled: Recalled) -> None:
+        if start.run:
+            flight.run, flight.elapsed = start.run, start.elapsed
+            flight.worker = worker_of(start.run)
+        now = self._clock()
+        for message in recalled.messages:  # all of them are of this very run
+            self._missed += self._events_of_message(flight, message, now)
+
+    def _submit_waiting(self) -> None:
+        """Submit what waits, as far as there are slots: Dask assigns all that it is given at once.
+
+        A second worker that joins a moment later would find nothing left to do.
+        """
+        workers, slots = self._workers.accepted, self._workers.slots
+        free = slots - len(self._flights)
+        if free < len(self._waiting):  # some may run on workers that get no more
+            free = slots - sum(not f.worker or f.worker in workers for f in self._flights.values())
+        free = max(0, free) if workers else 0
+        starts, self._waiting = self._waiting[:free], self._waiting[free:]
+        if starts:
+            self._submit(starts, workers, [self._key(start) for start in starts])
+
+    def _key(self, start: StartTrial) -> str:
+        return f"{self._keys}-{start.trial_id}-{start.attempt}"
+
+    def _submit(
+        self, starts: list[StartTrial], workers: frozenset[str], keys: list[str]
+    ) -> list[Flight]:
         settings = self._settings
         tasks = [
-            pickle.dumps(
-                TrialTask(settings.experiment, start.trial_id, start.attempt, start.config)
-            )
+            pickle.dumps(TrialTask(settings.plugin, start.trial_id, start.attempt, start.config))
             for start in starts
         ]
-        workers = self._workers.accepted
         futures = self._client.map(
             pickle.loads,
             tasks,
-            key=[f"{settings.experiment}-{start.trial_id}-{start.attempt}" for start in starts],
+            key=keys,
             pure=False,
             retries=0,
             resources=dict(settings.resources) or None,
             workers=list(workers),
         )
-        for start, future in zip(starts, futures, strict=True):
-            flight = Flight(start.trial_id, start.attempt, future, workers)
-            self._flights[start.trial_id, start.attempt] = self._by_key[future.key] = flight
+        flights = [
+            Flight(start.trial_id, start.attempt, future, workers)
+            for start, future in zip(starts, futures, strict=True)
+        ]
+        for flight in flights:
+            self._flights[flight.trial_id, flight.attempt] = flight
+            self._by_key[flight.future.key] = flight
+        now = self._clock()
+        self._young.extend((now, flight) for flight in flights)
         self._completed.update(futures)
         self._client.loop.add_callback(self._something_to_await.set)
+        return flights
 
-    def _stop(self, flights: list[Flight]) -> None:
-        for flight in flights:
+    def _stop(self, stops: list[StopTrial]) -> None:
+        cancelled: list[Future] = []
+        for stop in stops:
+            flight = self._flights.get((stop.trial_id, stop.attempt))
+            if flight is None:
+                self._stop_waiting(stop)
+                continue
             flight.stopping = True
             if flight.run:
-                self._send_stop(flight.worker, flight.trial_id, flight.attempt)
-        waiting = [flight.future for flight in flights if not flight.run]
-        if waiting:
-            self._client.loop.add_callback(self._client.cancel, waiting)
+                self._stops.send(flight.worker, flight.trial_id, flight.attempt)
+            else:
+                flight.taken_back = True
+                cancelled.append(flight.future)
+        if cancelled:
+            self._cancel(cancelled)
 
-    def _send_stop(self, worker: str, trial_id: int, attempt: int) -> None:
-        """Tell a worker to stop an attempt, without waiting for its answer."""
-        self._stops[worker].append((trial_id, attempt))
-        self._client.loop.add_callback(self._send_stops_to, worker)
-
-    async def _send_stops_to(self, worker: str) -> None:
-        waiting = self._stops[worker]
-        attempts = [waiting.popleft() for _ in range(len(waiting))]
-        if not attempts:
-            return  # an earlier call took them along
-        try:
-            await self._client.run(
-                stop_trials, self._settings.experiment, attempts, workers=[worker]
-            )
-        except Exception as error:  # noqa: BLE001 - a worker that is gone has nothing to stop
-            logger.debug("stop of %s on %s not delivered: %s", attempts, worker, error)
+    def _stop_waiting(self, stop: StopTrial) -> None:
+        """End an attempt that waits for a worker to come; one that has ended is not there."""
+        for start in self._waiting:
+            if (start.trial_id, start.attempt) == (stop.trial_id, stop.attempt):
+                self._waiting.remove(start)
+                now = self._clock()
+                self._missed.append(TrialEnded(now, stop.trial_id, stop.attempt, Outcome.STOPPED))
+                return

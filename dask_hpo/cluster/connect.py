@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
-from collections.abc import Iterator, Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import Any
 
 from distributed import Client
+from distributed.comm import connect
 from distributed.deploy.cluster import Cluster
 
 from dask_hpo.cluster.embedded import embedded_cluster, offered_resources
@@ -15,6 +20,9 @@ from dask_hpo.errors import ClusterError, OptionError
 
 #: Seconds to wait for a Dask scheduler at an address before saying that there is none.
 CONNECT_TIMEOUT_S = 10
+#: Seconds that one attempt waits for a Dask scheduler that is gone, and between two of them.
+RECONNECT_ATTEMPT_S = 2
+RECONNECT_PAUSE_S = 0.2
 #: Seconds for the worker processes of an embedded cluster to start, on a busy machine.
 START_TIMEOUT_S = 120
 
@@ -82,6 +90,57 @@ def _connect(address: str) -> Client:
             f"client={address!r}: no Dask scheduler answered within {CONNECT_TIMEOUT_S} s "
             f"({error}); check the address, and that `dask scheduler` runs there"
         ) from error
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoint:
+    """Where a Dask scheduler is reached, and by which credentials."""
+
+    address: str
+    security: Any
+
+    @classmethod
+    def of(cls, client: Client) -> Endpoint:
+        """Return that of a connected client."""
+        return cls(client.scheduler.address, client.security)
+
+    def reconnect(self, timeout_s: float, given_up: Callable[[], bool]) -> Client | None:
+        """Return a new client, as soon as the Dask scheduler answers.
+
+        A new one, since a client that lost its connection closes itself for good after a while.
+        None if there is no answer within ``timeout_s`` seconds, or ``given_up()`` says that nobody
+        waits for it any more.
+        """
+        deadline = time.monotonic() + timeout_s
+        while time.monotonic() < deadline and not given_up():
+            if not self._answers():
+                time.sleep(RECONNECT_PAUSE_S)
+                continue
+            try:
+                return Client(
+                    self.address,
+                    security=self.security,
+                    timeout=RECONNECT_ATTEMPT_S,
+                    set_as_default=False,
+                )
+            except (OSError, asyncio.TimeoutError):
+                pass  # it went away again
+        return None
+
+    def _answers(self) -> bool:
+        """Whether a Dask scheduler shakes hands: a client that waits for one cannot be hurried."""
+        with ThreadPoolExecutor(1) as thread:  # of its own: a notebook's has a running loop
+            return thread.submit(asyncio.run, self._shakes_hands()).result()
+
+    async def _shakes_hands(self) -> bool:
+        try:
+            arguments = self.security.get_connection_args("client")
+            shaken = connect(self.address, timeout=RECONNECT_ATTEMPT_S, **arguments)
+            comm = await asyncio.wait_for(shaken, RECONNECT_ATTEMPT_S)
+        except (OSError, asyncio.TimeoutError):
+            return False
+        comm.abort()
+        return True
 
 
 def _usable(client: Client) -> Client:

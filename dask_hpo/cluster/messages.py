@@ -6,17 +6,21 @@ driver dates it by its own clock without the two having to agree.
 
 A message names its trial, its attempt and its ``run``: one execution of the task by one worker.
 Dask silently runs a task again when its worker died; the run tells the two executions apart.
+
+A batch with an end goes on a second topic as well, which nobody subscribes to: there the Dask
+scheduler keeps it for a driver that is away, and reports cannot push it out.
 """
 
 from __future__ import annotations
 
+import json
 import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from dask_hpo.core.events import Failure, Outcome
+from dask_hpo.core.events import Configuration, Failure, Outcome
 from dask_hpo.core.metric import Scalar
 
 Message = dict[str, Any]
@@ -48,6 +52,7 @@ def reported(run: Run, step: int, metrics: Mapping[str, Scalar], elapsed: float)
 
 def ended(
     run: Run,
+    config: Configuration,
     outcome: Outcome,
     *,
     metrics: Mapping[str, Scalar],
@@ -58,7 +63,8 @@ def ended(
 ) -> Message:
     """Say that an execution ended.
 
-    ``has_output``: the task's result carries what the trial wrote. ``warning``: what a person
+    ``config`` is there for a driver that was away when the trial began. ``has_output``: the task's
+    result carries what the trial wrote. ``warning``: what a person
     should know although the trial ran.
     """
     error = (
@@ -69,6 +75,7 @@ def ended(
     return _message(
         "ended",
         run,
+        config=json.dumps(config),
         outcome=outcome.value,
         metrics=dict(metrics),
         failure=error,
@@ -86,6 +93,12 @@ def tail(text: str) -> str:
 def failure_of(message: Message) -> Failure | None:
     """Return the failure that an ``ended`` message carries, if any."""
     return None if message["failure"] is None else Failure(*message["failure"])
+
+
+def config_of(message: Message) -> Configuration:
+    """Return the configuration that an ``ended`` message carries."""
+    config: Configuration = json.loads(message["config"])
+    return config
 
 
 def _message(kind: str, run: Run, **more: Any) -> Message:
@@ -107,7 +120,7 @@ class Outbox:
     worker
         The worker's address.
     send
-        Hands one batch to Dask; called in order, from any thread.
+        Hands one batch to Dask, and whether it holds an end; called in order, from any thread.
     call_later
         ``call_later(seconds, function)`` on the worker's event loop, from any thread.
     """
@@ -115,7 +128,7 @@ class Outbox:
     def __init__(
         self,
         worker: str,
-        send: Callable[[dict[str, Any]], None],
+        send: Callable[[dict[str, Any], bool], None],
         call_later: Callable[[float, Callable[[], None]], None],
     ) -> None:
         self._worker = worker
@@ -143,4 +156,5 @@ class Outbox:
         with self._lock:
             if self._pending:
                 messages, self._pending = self._pending, []
-                self._send({"worker": self._worker, "sent": time.monotonic(), "messages": messages})
+                batch = {"worker": self._worker, "sent": time.monotonic(), "messages": messages}
+                self._send(batch, any(message["kind"] == "ended" for message in messages))

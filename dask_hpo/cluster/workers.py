@@ -6,22 +6,23 @@ import asyncio
 import dataclasses
 import logging
 import platform
+import time
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 from distributed import Client
 
+from dask_hpo.cluster.ask import ANSWER_S, ask
 from dask_hpo.cluster.slots import slots_of
-from dask_hpo.cluster.worker import Settings, TrialHost, is_ready, plugin_name
+from dask_hpo.cluster.worker import Settings, TrialHost, ready_for
+from dask_hpo.core.events import SetAside
 from dask_hpo.errors import ClusterError, VersionMismatchError
 
 logger = logging.getLogger("dask_hpo")
 
 #: Workers are looked at so often. A worker that dies is not waited for: Dask says so at once.
 POLL_S = 1.0
-#: A Dask scheduler that takes longer to answer is said to be away.
-ANSWER_S = 10.0
 
 WorkerInfo = Mapping[str, Any]  #: what the Dask scheduler's identity says of one worker
 
@@ -42,6 +43,10 @@ def describe_offers(workers: Mapping[str, WorkerInfo]) -> str:
     return "; ".join(f"{number} worker(s) offer {offer}" for offer, number in offers.items())
 
 
+class _BrokenError(Exception):
+    """The Dask scheduler is not the one that it was."""
+
+
 class WorkerWatch:
     """Watches the workers of a cluster for one experiment.
 
@@ -49,9 +54,14 @@ class WorkerWatch:
     ----------
     max_slots
         Use at most so many slots; None: all.
+    patience_s
+        A Dask scheduler that does not answer for so many seconds is given up.
     on_change
-        Called with the number of slots, and the addresses of workers that are gone, whenever either
-        changes; in no particular thread.
+        Called with the number of slots whenever it changes or a worker is gone; in no particular
+        thread.
+    on_break
+        Called with the reason when the connection to the Dask scheduler is broken, or another one
+        has come in its place.
     """
 
     def __init__(
@@ -59,16 +69,26 @@ class WorkerWatch:
         client: Client,
         settings: Settings,
         max_slots: int | None,
-        on_change: Callable[[int, frozenset[str]], None],
+        *,
+        patience_s: float,
+        on_change: Callable[[int], None],
+        on_break: Callable[[str], None],
     ) -> None:
         self._client = client
         self._settings = settings
         self._max_slots = max_slots
+        self._patience_s = patience_s
         self._on_change = on_change
+        self._on_break = on_break
+        self._scheduler_id = ""
+        self._present: frozenset[str] = frozenset()
         self._accepted: dict[str, WorkerInfo] = {}
         self._refused: set[str] = set()
         self._slots = -1
+        self._silent: frozenset[str] = frozenset()  #: they did not answer; they are asked again
+        self._answered_at = time.monotonic()
         self._away = False
+        self._fingerprint = settings.fingerprint
         self._registered = False  #: the plugin is with the Dask scheduler, even if a worker fails
         self._task: asyncio.Future[None] | None = None
 
@@ -77,8 +97,25 @@ class WorkerWatch:
         """The workers that trials may run on: those that were checked."""
         return frozenset(self._accepted)
 
+    @property
+    def slots(self) -> int:
+        """How many trials can run at once on the accepted workers."""
+        return max(0, self._slots)
+
+    @property
+    def answering(self) -> frozenset[str]:
+        """The workers that are there and answer."""
+        return self._present - self._silent
+
+    @property
+    def present(self) -> frozenset[str]:
+        """The workers that are there, whether or not they get trials."""
+        return self._present
+
     def start(self) -> None:
         """Check the workers, make them ready, and begin to watch.
+
+        Workers that are ready for this very experiment stay as they are: its trials run on.
 
         Raises
         ------
@@ -88,19 +125,50 @@ class WorkerWatch:
             If a worker cannot be made ready for another reason.
         """
         workers = self._client.sync(self._workers)
-        self._check_python(self._client.run(platform.python_version))
-        self._register(workers)
-        self._accepted = workers
-        self._announce(frozenset(), first=True)
+        ready = self._client.sync(ask, self._client, workers, ready_for, self._settings.plugin)
+        self._present = frozenset(workers)
+        self._count_slots(workers)
+        if self._fingerprint in ready.values():
+            # The Dask scheduler has the plugin, and gives it to those that join.
+            self._registered = True
+            self._client.sync(self._check_newcomers, workers)
+        else:
+            self._check_python(workers)
+            self._register()
+        self._accepted = {a: i for a, i in workers.items() if self._is_accepted(a)}
+        self._announce(gone=False, first=True)
         self._client.loop.add_callback(self._start_polling)
+
+    def set_aside(self, command: SetAside) -> None:
+        """Let a worker have no more trials, and say so; those that run on it run on."""
+        if command.worker in self._refused or command.worker not in self._present:
+            return
+        logger.warning(
+            "the worker %s gets no more trials: the last %d on it failed (%s), while others run "
+            "trials without failing; look at that machine, and restart the worker",
+            command.worker,
+            command.failures,
+            command.last,
+        )
+        self._refused.add(command.worker)
+        self._accepted = {a: info for a, info in self._accepted.items() if a != command.worker}
+        self._announce(gone=False)
 
     def close(self) -> None:
         """Stop watching and take the plugin off the workers: what still runs there ends."""
-        if self._client.status != "running":
-            return
-        self._client.sync(self._stop_polling)
-        if self._registered:
-            self._client.unregister_worker_plugin(plugin_name(self._settings.experiment))
+        self.leave()
+        if self._client.status == "running" and self._registered:
+            self._client.sync(self._unregister)
+
+    async def _unregister(self) -> None:
+        """Take the plugin away; a worker that is frozen does not hold this up."""
+        gone = self._client.unregister_worker_plugin(self._settings.plugin)
+        await asyncio.wait_for(gone, ANSWER_S)
+
+    def leave(self) -> None:
+        """Stop watching, and leave the workers as they are."""
+        if self._client.status in {"running", "connecting"}:
+            self._client.sync(self._stop_polling)
 
     async def _stop_polling(self) -> None:
         if self._task is not None:
@@ -109,14 +177,18 @@ class WorkerWatch:
 
     async def _workers(self) -> dict[str, WorkerInfo]:
         identity = await asyncio.wait_for(self._client.scheduler.identity(), ANSWER_S)
+        if self._scheduler_id not in {"", identity["id"]}:
+            raise _BrokenError("another one answers at its address")
+        self._scheduler_id = identity["id"]
         return {
             address: info
             for address, info in identity["workers"].items()
             if not info["status"].startswith("clos")
         }
 
-    def _check_python(self, versions: Mapping[str, str]) -> None:
+    def _check_python(self, workers: Mapping[str, WorkerInfo]) -> None:
         ours = platform.python_version()
+        versions = self._client.sync(ask, self._client, workers, platform.python_version)
         for worker, theirs in versions.items():
             if not _same_minor(ours, theirs):
                 raise VersionMismatchError(
@@ -125,22 +197,24 @@ class WorkerWatch:
                     "worker with the driver's"
                 )
 
-    def _register(self, workers: Mapping[str, WorkerInfo]) -> None:
+    def _count_slots(self, workers: Mapping[str, WorkerInfo]) -> None:
         slots: Counter[str] = Counter()
         for address, info in workers.items():
             slots[host_of(address)] += self._slots_on(info)
         self._settings = dataclasses.replace(self._settings, slots_by_host=dict(slots))
+
+    def _register(self) -> None:
+        """Give the plugin to all workers, in the place of one with other options, if any."""
         self._registered = True
+        settings = self._settings
         try:
-            self._client.register_plugin(
-                TrialHost(self._settings), name=plugin_name(self._settings.experiment)
-            )
-        except VersionMismatchError:
+            self._client.register_plugin(TrialHost(settings), name=settings.plugin)
+        except (VersionMismatchError, OSError, asyncio.TimeoutError):
             raise
         except Exception as error:
             raise ClusterError(
                 f"a worker could not be made ready for trials ({type(error).__name__}: {error}); "
-                f"every worker needs dask_hpo {self._settings.version} and the driver's version "
+                f"every worker needs dask_hpo {settings.version} and the driver's version "
                 "of distributed; install them there"
             ) from error
 
@@ -155,8 +229,19 @@ class WorkerWatch:
             await asyncio.sleep(POLL_S)
             try:
                 await self._refresh()
+                self._answered_at = time.monotonic()
                 self._away = False
-            except (OSError, asyncio.TimeoutError) as error:
+            except _BrokenError as error:
+                self._on_break(str(error))
+                return
+            except Exception as error:  # noqa: BLE001 - whatever Dask raises: the watch must go on
+                if self._client.status != "running":
+                    self._on_break(f"the connection to it broke ({type(error).__name__})")
+                    return
+                silent_s = time.monotonic() - self._answered_at
+                if silent_s > self._patience_s:
+                    self._on_break(f"it has not answered for {silent_s:.0f} s")
+                    return
                 self._say_away(error)
 
     def _say_away(self, error: Exception) -> None:
@@ -164,7 +249,7 @@ class WorkerWatch:
         if not self._away:
             logger.warning(
                 "the Dask scheduler at %s does not answer (%s): what was heard is in the log, and "
-                "no trial starts before it is back; Ctrl-C ends the experiment",
+                "no trial starts before it is back; Ctrl-C, twice, ends the experiment",
                 self._client.scheduler.address,
                 type(error).__name__,
             )
@@ -176,36 +261,46 @@ class WorkerWatch:
         if new:
             await self._check_newcomers(sorted(new))
         self._refused &= workers.keys()
-        gone = frozenset(self._accepted.keys() - workers.keys())
-        self._accepted = {a: info for a, info in workers.items() if a not in self._refused}
-        self._announce(gone)
+        gone = not self._present <= workers.keys()
+        self._present = frozenset(workers)
+        self._silent &= self._present
+        self._accepted = {a: info for a, info in workers.items() if self._is_accepted(a)}
+        self._announce(gone=gone)
 
-    async def _check_newcomers(self, addresses: list[str]) -> None:
+    def _is_accepted(self, address: str) -> bool:
+        return address not in self._refused and address not in self._silent
+
+    async def _check_newcomers(self, addresses: Collection[str]) -> None:
         """Refuse those that cannot run trials, and say so; the run goes on without them."""
-        versions = await self._client.run(
-            platform.python_version, workers=addresses, on_error="return"
-        )
+        client, plugin = self._client, self._settings.plugin
+        versions = await ask(client, addresses, platform.python_version)
         same = [a for a in addresses if _same_minor(platform.python_version(), versions.get(a))]
-        ready = (
-            await self._client.run(
-                is_ready, self._settings.experiment, workers=same, on_error="return"
-            )
-            if same
-            else {}
-        )
+        ready = await ask(client, same, ready_for, plugin)
+        silent = (frozenset(addresses) - versions.keys()) | (set(same) - ready.keys())
+        self._say_silent(silent - self._silent)
+        self._silent = (self._silent - frozenset(addresses)) | silent
         for address in addresses:
-            if ready.get(address) is not True:
+            if address not in silent and ready.get(address) != self._fingerprint:
                 self._refused.add(address)
                 logger.warning(
-                    "the worker %s has joined but gets no trials: it must run Python %s (it runs "
-                    "%s) and dask_hpo %s (its log says what is wrong); give it those versions",
+                    "the worker %s gets no trials: it must run Python %s (it runs %s) and "
+                    "dask_hpo %s (its log says what is wrong); give it those versions",
                     address,
                     platform.python_version(),
                     versions.get(address),
                     self._settings.version,
                 )
 
-    def _announce(self, gone: frozenset[str], *, first: bool = False) -> None:
+    @staticmethod
+    def _say_silent(addresses: Collection[str]) -> None:
+        for address in addresses:
+            logger.warning(
+                "the worker %s does not answer within %g s: it gets no trials before it does",
+                address,
+                ANSWER_S,
+            )
+
+    def _announce(self, *, gone: bool, first: bool = False) -> None:
         offered = sum(self._slots_on(info) for info in self._accepted.values())
         slots = offered if self._max_slots is None else min(offered, self._max_slots)
         if slots == self._slots and not gone:
@@ -222,7 +317,7 @@ class WorkerWatch:
                 offered,
             )
         self._slots = slots
-        self._on_change(slots, gone)
+        self._on_change(slots)
 
     def _nothing_fits(self) -> str:
         needs = ", ".join(f"{k}={v:g}" for k, v in self._settings.resources.items()) or "a thread"
