@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import json
 import logging
+import signal
 import sys
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from dask_hpo import __version__
-from dask_hpo.errors import HPOError, OptionError
+from dask_hpo.errors import HPOError, LogError, OptionError
+
+if TYPE_CHECKING:
+    from dask_hpo.tuner import Tuner
 
 
 class _Group(click.Group):
@@ -29,6 +34,8 @@ class _Group(click.Group):
 def hpo() -> None:
     """Tune hyperparameters on a Dask cluster."""
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
+    # Dask tells of a lost connection by tracebacks, and the driver in a sentence.
+    logging.getLogger("distributed").setLevel(logging.CRITICAL)
 
 
 _LIMITS = (
@@ -37,6 +44,7 @@ _LIMITS = (
     "max_num_trials_completed",
     "max_num_evaluations",
     "target_value",
+    "max_failure_rate",
 )
 
 _path_option = click.option(
@@ -44,6 +52,25 @@ _path_option = click.option(
     type=click.Path(file_okay=False, path_type=Path),
     help="Directory that experiments live in  [default: Dask's configuration hpo.path, ~/dask-hpo]",
 )
+
+
+_address_option = click.option(
+    "--address", help="A Dask scheduler  [default: a cluster on this machine]"
+)
+
+
+def _limit_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Add an option for each limit of a `StoppingCriterion`."""
+    for option in (
+        click.option("--max-failure-rate", type=float, help="Give up above it  [default: 0.8]"),
+        click.option("--target-value", type=float, help="End when the metric reaches it"),
+        click.option("--max-num-evaluations", type=int, help="Values of the metric heard"),
+        click.option("--max-num-trials-completed", type=int),
+        click.option("--max-num-trials-started", type=int),
+        click.option("--max-wallclock-time", type=float, help="Seconds"),
+    ):
+        command = option(command)
+    return command
 
 
 @hpo.command()
@@ -65,17 +92,35 @@ _path_option = click.option(
     show_default=True,
 )
 @click.option("--n-workers", type=click.IntRange(1), help="Trials at once  [default: all slots]")
-@click.option("--max-wallclock-time", type=float, help="Seconds")
-@click.option("--max-num-trials-started", type=int)
-@click.option("--max-num-trials-completed", type=int)
-@click.option("--max-num-evaluations", type=int, help="Values of the metric heard")
-@click.option("--target-value", type=float, help="End when the metric reaches it")
+@_limit_options
 @click.option("--seed", type=int, help="Configuration i depends on it and on i alone")
-@click.option("--address", help="A Dask scheduler  [default: a cluster on this machine]")
+@_address_option
 @click.option("--resources", metavar="GPU=1", help="Dask resources that each trial takes")
 @click.option("--isolation", type=click.Choice(["process", "spawn", "thread"]))
 @click.option("--on-stop", type=click.Choice(["stop", "wait"]), default="stop", show_default=True)
+@click.option("--trial-timeout", type=float, help="Seconds after which a trial fails")
+@click.option("--report-timeout", type=float, help="Seconds of silence after which a trial fails")
+@click.option("--memory-limit", metavar="'4 GB'", help="Of a trial with all its processes")
+@click.option(
+    "--max-lost-attempts",
+    type=int,
+    default=3,
+    show_default=True,
+    help="A trial that the infrastructure lost more often fails",
+)
+@click.option(
+    "--reconnect-timeout",
+    type=click.FloatRange(0),
+    default=300.0,
+    show_default=True,
+    help="Seconds to wait for a Dask scheduler that went away",
+)
 @click.option("--file", "files", multiple=True, help="A file the script needs; once for each")
+@click.option(
+    "--checkpoints",
+    metavar="PATH_OR_URL",
+    help="Where trials' checkpoints are  [default: in the experiment's directory]",
+)
 @click.option("--name", help="Name of the experiment  [default: the script's and the time]")
 @_path_option
 def run(  # noqa: PLR0917 - click passes them by name
@@ -98,7 +143,7 @@ def run(  # noqa: PLR0917 - click passes them by name
     """
     from dask_hpo import FIFOScheduler, ScriptObjective, StoppingCriterion, Tuner  # noqa: PLC0415 - help stays fast
 
-    criterion = StoppingCriterion(**{limit: options.pop(limit) for limit in _LIMITS})
+    criterion = StoppingCriterion(**_given({limit: options.pop(limit) for limit in _LIMITS}))
     space = _parse_params(params)
     scheduler = FIFOScheduler(
         space,
@@ -115,15 +160,62 @@ def run(  # noqa: PLR0917 - click passes them by name
         resources=_parse_resources(resources),
         **options,
     )
+    _run(tuner)
+
+
+@hpo.command()
+@click.argument("name")
+@_address_option
+@_limit_options
+@_path_option
+def resume(name: str, address: str | None, path: Path | None, **limits: float | None) -> None:
+    """Go on with the experiment NAME (or the one at that path), whatever ended it.
+
+    What still runs on the cluster at that address is attached to; what is gone runs again. Limits
+    that are given take the place of those that the experiment had.
+    """
+    from dask_hpo import Tuner  # noqa: PLC0415 - help stays fast
+
+    criterion = _changed_criterion(name, path, limits)
+    _run(Tuner.resume(name, client=address, path=path, stop_criterion=criterion))
+
+
+def _changed_criterion(name: str, path: Path | None, limits: dict[str, Any]) -> Any:
+    from dask_hpo import StoppingCriterion  # noqa: PLC0415 - help stays fast
+    from dask_hpo.log.directory import find, read_definition  # noqa: PLC0415
+
+    given = _given(limits)
+    if not given:
+        return None
+    return StoppingCriterion(**{**read_definition(find(name, path)).stop_criterion, **given})
+
+
+def _given(options: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in options.items() if value is not None}
+
+
+def _run(tuner: Tuner) -> None:
+    """Run a tuner and say what came of it."""
     click.echo(f"experiment {tuner.name}: {tuner.path}")
+    # While the run is on, SIGTERM leaves the trials to a resume; as it ends, it is a Ctrl-C: the
+    # rows that wait for room on a disk are saved.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     experiment = tuner.run()
     click.echo(str(experiment.summary()))
+    if experiment.status == "detached":
+        click.echo(f"detached: go on with `dask hpo resume {tuner.name}`", err=True)
+        sys.exit(128 + signal.SIGTERM)
     if tuner.interrupted:
-        click.echo(f"interrupted: what was heard is kept in {tuner.path}", err=True)
+        click.echo(
+            f"interrupted: what was heard is kept in {tuner.path}; go on with "
+            f"`dask hpo resume {tuner.name}`",
+            err=True,
+        )
         sys.exit(130)
     if experiment.best is None:
         raise click.ClickException(
-            f"no trial gave a finite {metric!r}; see `dask hpo show {tuner.name}`"
+            f"no trial gave a finite {experiment.definition.metric!r}; "
+            f"see `dask hpo show {tuner.name}`"
         )
 
 
@@ -135,7 +227,10 @@ def list_(path: Path | None) -> None:
     from dask_hpo.log.directory import experiments  # noqa: PLC0415
 
     for name in experiments(path):
-        click.echo(load_experiment(name, path).line())
+        try:
+            click.echo(load_experiment(name, path).line())
+        except LogError as error:  # noqa: PERF203 - the others are listed all the same
+            click.echo(f"{name:40} unreadable: {error}")
 
 
 @hpo.command()

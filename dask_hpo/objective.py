@@ -16,7 +16,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, runtime_checkable
 
 from dask_hpo.errors import ObjectiveError, OptionError
 from dask_hpo.imports import imports_of, imports_of_source, modules_in_function
@@ -40,6 +40,7 @@ class Payload:
     preload: tuple[str, ...] = ()
 
 
+@runtime_checkable
 class Objective(Protocol):
     """Something to run once for each trial."""
 
@@ -77,7 +78,7 @@ def as_objective(objective: Any) -> Objective:
     ObjectiveError
         If the script is missing or the function cannot be sent to a worker.
     """
-    if isinstance(objective, (FunctionObjective, ScriptObjective)):
+    if isinstance(objective, Objective) and not isinstance(objective, type):
         return objective
     if isinstance(objective, (str, os.PathLike)):
         path = os.fspath(objective)

@@ -2,43 +2,69 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
+import logging
+import os
 import platform
 import secrets
-import shutil
-import signal
-import threading
-import time
-from collections.abc import Callable, Iterator, Mapping
+import shlex
+from collections.abc import Mapping
 from datetime import datetime, timezone
+from functools import partial
 from pathlib import Path
-from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 from dask_hpo import __version__
+from dask_hpo.checkpoints.keeper import Keeper
+from dask_hpo.checkpoints.options import Checkpoints, as_checkpoints
 from dask_hpo.cluster.backend import DaskBackend
 from dask_hpo.cluster.connect import connected, default_resources
+from dask_hpo.cluster.limits import parse_limits
 from dask_hpo.cluster.process import default_isolation
 from dask_hpo.cluster.worker import Settings
-from dask_hpo.core.events import Command, Record, StopReason
+from dask_hpo.core.events import StopReason
 from dask_hpo.core.stopping import StoppingCriterion
 from dask_hpo.core.tuning import Best, OnStop, Tuning
-from dask_hpo.errors import OptionError, TooManyFailuresError
+from dask_hpo.driver import Clock, Driver
+from dask_hpo.errors import OptionError, SchedulerLostError, TooManyFailuresError
 from dask_hpo.experiment import Experiment, load_experiment
 from dask_hpo.log.definition import Definition
-from dask_hpo.log.directory import check_available, create_experiment, experiment_path
+from dask_hpo.log.directory import (
+    check_available,
+    create_experiment,
+    experiment_path,
+    read_definition,
+    read_end,
+    remove_experiment,
+)
+from dask_hpo.log.reader import read_clock
 from dask_hpo.log.writer import LogWriter
 from dask_hpo.objective import as_objective, check_signature
+from dask_hpo.past import Past, read_past
 from dask_hpo.progress import Meter, make_progress
 from dask_hpo.searchers import as_searcher
+from dask_hpo.stored_objective import describe_payload, store
 
 if TYPE_CHECKING:
     from dask_hpo.schedulers import FIFOScheduler
 
-#: The loop wakes so often when nothing happens, for limits on time and for the display.
-TICK_S = 0.1
+logger = logging.getLogger("dask_hpo")
+
 ISOLATIONS = ("process", "spawn", "thread")
+#: Arguments of a tuner that a resume takes from the definition.
+RESUMED_OPTIONS = (
+    "n_workers",
+    "resources",
+    "isolation",
+    "on_stop",
+    "grace_period_s",
+    "trial_timeout",
+    "report_timeout",
+    "memory_limit",
+    "cpus_per_trial",
+    "max_lost_attempts",
+    "reconnect_timeout",
+)
 
 
 class Tuner:
@@ -67,13 +93,27 @@ class Tuner:
         When the stopping criterion is met, ``"stop"`` running trials or ``"wait"`` for them.
     grace_period_s
         Seconds between SIGTERM and SIGKILL for a trial that is stopped.
+    trial_timeout, report_timeout
+        A trial fails that runs longer than so many seconds, or that reports nothing for so long;
+        its failure shows where it hung. None: it may.
+    memory_limit
+        A trial fails whose processes together use more: bytes, or a text such as ``"4 GB"``. What
+        is shared with other trials, the imports of a warm start, counts in proportion.
+    max_lost_attempts
+        A trial whose worker died is run again so many times before it fails.
     cpus_per_trial
         CPU threads (OMP, torch) of a trial; None: the machine's CPUs divided by its slots.
+    reconnect_timeout
+        Seconds to wait for a Dask scheduler that went away; then the run ends with a
+        `SchedulerLostError` that says how to resume.
     name
         Name of the experiment and of its directory; None: the objective's name and the time.
     path
         The directory that experiments live in; None: Dask's configuration ``hpo.path``, by default
         ``~/dask-hpo``.
+    checkpoints
+        Where `checkpoint_dir()` of a trial is: a path that the workers share, an fsspec URL, or a
+        `Checkpoints`, which also says how many stay; None: in the experiment's directory.
     progress
         ``"auto"`` shows what suits the terminal or notebook, False nothing.
 
@@ -95,9 +135,15 @@ class Tuner:
         isolation: str | None = None,
         on_stop: OnStop = "stop",
         grace_period_s: float = 5.0,
+        trial_timeout: float | None = None,
+        report_timeout: float | None = None,
+        memory_limit: int | str | None = None,
+        max_lost_attempts: int = 3,
         cpus_per_trial: int | None = None,
+        reconnect_timeout: float = 300.0,
         name: str | None = None,
         path: str | Path | None = None,
+        checkpoints: Checkpoints | str | os.PathLike[str] | None = None,
         progress: bool | str = "auto",
     ) -> None:
         self.objective = as_objective(objective)
@@ -109,26 +155,97 @@ class Tuner:
         self.isolation = _one_of("isolation", isolation or default_isolation(), ISOLATIONS)
         self.on_stop = _one_of("on_stop", on_stop, ("stop", "wait"))
         self.grace_period_s = grace_period_s
+        self.trial_timeout = trial_timeout
+        self.report_timeout = report_timeout
+        self.memory_limit = memory_limit
+        self.limits = parse_limits(trial_timeout, report_timeout, memory_limit, self.isolation)
         self.cpus_per_trial = _positive("cpus_per_trial", cpus_per_trial)
+        self.max_lost_attempts = _check_lost_attempts(max_lost_attempts)
+        self.reconnect_timeout = reconnect_timeout
+        self.checkpoints = as_checkpoints(checkpoints)
         self.name = name or _name_for(self.objective.name)
         self.seed = secrets.randbits(31) if scheduler.random_seed is None else scheduler.random_seed
         self.dashboard_link: str | None = None
-        self._backend: DaskBackend | None = None
+        self._uid = secrets.token_hex(3)
+        self._past: Past | None = None
+        self._driver: Driver | None = None
         self._stop_requested = False
-        self._root = None if path is None else Path(path)
+        self._root = None if path is None else Path(path).absolute()
         self._progress = progress
         self._searcher = as_searcher(
             scheduler.searcher, scheduler.space, self.seed, scheduler.points_to_evaluate
         )
         check_signature(self.objective, list(scheduler.space))
         self.tuning = Tuning(
-            self._searcher, scheduler, self.stop_criterion, scheduler.metric, on_stop=on_stop
+            self._searcher,
+            scheduler,
+            self.stop_criterion,
+            scheduler.metric,
+            on_stop=on_stop,
+            max_lost_attempts=self.max_lost_attempts,
         )
 
     @property
     def best(self) -> Best | None:
         """The incumbent: trial number, value and configuration; None before the first value."""
         return self.tuning.best
+
+    @classmethod
+    def resume(
+        cls,
+        name_or_path: str | Path,
+        *,
+        client: Any = None,
+        path: str | Path | None = None,
+        stop_criterion: StoppingCriterion | None = None,
+        objective: Any = None,
+        searcher: Any = None,
+        progress: bool | str = "auto",
+    ) -> Tuner:
+        """Return a tuner that goes on with an experiment from its log; call its `run`.
+
+        Trials keep their numbers and configurations, time counts on, searcher and scheduler come to
+        the state that they had. What still runs on the cluster is attached to, what ended meanwhile
+        is heard, and what is gone runs again as its next attempt.
+
+        Parameters
+        ----------
+        name_or_path, path
+            As for `load_experiment`.
+        client, progress
+            As for a new tuner.
+        stop_criterion
+            Another one from now on; None: the one that the experiment has.
+        objective
+            What the experiment runs from now on; None: what its directory keeps. Trials that run
+            the other one end, and run again as their next attempt.
+        searcher
+            The searcher, where it was given as an object; it must be the same each time.
+
+        Raises
+        ------
+        ExperimentNotFoundError
+            If there is none.
+        LogError
+            If a driver that lives writes the experiment, or it cannot be read.
+        ObjectiveError, OptionError
+            If the objective, or the searcher, must be given.
+        """
+        past = read_past(name_or_path, path)
+        new = None if objective is None else as_objective(objective)
+        tuner = cls(
+            past.objective() if new is None else new,
+            past.scheduler(searcher),
+            stop_criterion or past.stop_criterion(),
+            client=client,
+            name=past.definition.name,
+            path=past.path.parent,
+            progress=progress,
+            **past.definition.options,
+        )
+        tuner._uid = past.definition.uid
+        tuner._past = past.changed(stop_criterion, new)
+        return tuner
 
     def run(self) -> Experiment:
         """Run the experiment to its end and return it.
@@ -138,7 +255,7 @@ class Tuner:
         Raises
         ------
         ClusterError
-            If the cluster cannot run the trials.
+            If the cluster cannot run the trials; a `SchedulerLostError` if it went away.
         LogError
             If the experiment's directory cannot be made (the name is taken, no permission) or what
             was heard cannot be written.
@@ -148,9 +265,15 @@ class Tuner:
         if self.tuning.finished or self.tuning.trials:
             raise OptionError(
                 f"the tuner of {self.name!r} has run already: one tuner is one experiment; "
-                "make a new Tuner for another"
+                "make a new Tuner for another, or go on with this one by Tuner.resume"
             )
-        check_available(self.name, self._root)
+        if self._past is None:
+            check_available(self.name, self._root)
+        elif self._past.is_over():
+            logger.warning(
+                "%s has finished: there is nothing to go on with; give a larger limit", self.name
+            )
+            return load_experiment(self.path)
         with connected(
             self.client,
             n_workers=self.n_workers,
@@ -158,8 +281,8 @@ class Tuner:
             resources=self.resources,
         ) as client:
             self.dashboard_link = client.dashboard_link
-            resources = default_resources(client) if self.resources is None else self.resources
-            self._run(client, resources)
+            self.resources = default_resources(client) if self.resources is None else self.resources
+            self._run(client)
         if self.tuning.stop_reason is StopReason.FAILURE_RATE:
             raise TooManyFailuresError(self._why_it_gave_up())
         return load_experiment(self.path)
@@ -167,8 +290,25 @@ class Tuner:
     def stop(self) -> None:
         """End the run soon, as Ctrl-C does; from any thread, also before it begins."""
         self._stop_requested = True
-        if self._backend is not None:
-            self._backend.request_stop()
+        if self._driver is not None:
+            self._driver.stop()
+
+    def detach(self) -> None:
+        """End the run and let its trials run on, for `resume` to go on with; from another thread.
+
+        Raises
+        ------
+        OptionError
+            If the tuner has no cluster but the one that ends with it, or does not run.
+        """
+        if self.client is None:
+            raise OptionError(
+                "detach(): the cluster of this tuner ends with it, and the trials too; give "
+                "client= a cluster of its own, such as the address of a `dask scheduler`"
+            )
+        if self._driver is None:
+            raise OptionError(f"detach(): the tuner of {self.name!r} does not run; run it first")
+        self._driver.detach()
 
     @property
     def interrupted(self) -> bool:
@@ -178,70 +318,86 @@ class Tuner:
     @property
     def path(self) -> Path:
         """The experiment's directory."""
-        return experiment_path(self.name, self._root)
+        return experiment_path(self.name, self._root) if self._past is None else self._past.path
 
-    def _run(self, client: Any, resources: Mapping[str, float]) -> None:
-        settings = self._settings(resources)
-        log = self._open_log(resources)
-        started = time.monotonic()
-
-        def clock() -> float:
-            return time.monotonic() - started
-
-        backend = DaskBackend(
-            client,
-            settings,
+    def _run(self, client: Any) -> None:
+        log, clock = self._open_log()
+        keeper = Keeper(self.checkpoints, self.path, self.scheduler.metric, self._uid)
+        settings = self._settings(keeper)
+        progress = make_progress(self._progress)
+        driver = Driver(
+            self.tuning,
+            log,
+            lambda client, clock: DaskBackend(
+                client,
+                settings,
+                clock=clock,
+                max_slots=self.n_workers,
+                patience_s=self.reconnect_timeout,
+                on_output=log.save_output,
+            ),
             clock=clock,
-            max_slots=self.n_workers,
-            on_output=log.save_output,
+            progress=progress,
+            meter=Meter(self.name, self.scheduler.metric, self.tuning),
+            heed=lambda commands: keeper.heed(commands, self.tuning.active),
+            resumed=self._past is not None,
+            reconnect_timeout_s=self.reconnect_timeout,
+            how_to_resume=self._how_to_resume,
         )
+        self._driver = driver
+        if self._stop_requested:
+            driver.stop()
         try:
+            keeper.open(self.tuning.trials if self._past else None)
             try:
-                backend.start()
-                self._backend = backend
-                if self._stop_requested:
-                    backend.request_stop()
-                self._loop(backend, log, clock)
+                driver.run(client)
             finally:
-                backend.close()
-        except BaseException:
-            if not self.tuning.trials:
+                keeper.close()
+        except BaseException as error:
+            if not self.tuning.trials and self._past is None:
                 log.close()
-                shutil.rmtree(self.path, ignore_errors=True)  # nothing half-made is left behind
+                remove_experiment(self.path)  # nothing half-made is left behind
             else:
-                self._finish(log, "interrupted", "error", clock())
+                self._finish(log, "interrupted", _reason_of(error), clock())
             raise
+        if driver.detached and not self.tuning.finished:
+            self._finish(log, "detached", "detached", clock())
+            return
         reason = self.tuning.stop_reason
         assert reason is not None
         self._finish(log, _status_of(reason), reason.value, clock())
 
-    def _loop(self, backend: DaskBackend, log: LogWriter, clock: Callable[[], float]) -> None:
-        """Events in, commands out, until the state machine says that it is finished."""
-        meter = Meter(self.name, self.scheduler.metric, self.tuning)
-        progress = make_progress(self._progress)
-        shown = -progress.interval_s
-        with _call_on_interrupt(self.stop):
-            try:
-                while not self.tuning.finished:
-                    commands: list[Command] = []
-                    for event in backend.wait(TICK_S):
-                        commands += self.tuning.handle(event)
-                    backend.execute(commands)
-                    _write_records(log, commands)
-                    if clock() - shown >= progress.interval_s:
-                        shown = clock()
-                        progress.update(meter.snapshot(shown))
-            finally:
-                progress.close(meter.snapshot(clock()))
+    def _open_log(self) -> tuple[LogWriter, Clock]:
+        """Begin a log, or go on with the one of the past, which is replayed."""
+        if self._past is None:
+            return self._new_log(), Clock()
+        path, end = self._past.path, read_end(self._past.path)
+        log = LogWriter(path, read_definition(path), resume=True)
+        try:
+            clock = Clock(read_clock(path))
+            self._past.write()
+            self._past.replay(self.tuning)
+        except BaseException:
+            if end is not None:
+                log.finish(**end)  # it ended as it did: nothing came of this
+            log.close()
+            raise
+        return log, clock
 
-    def _open_log(self, resources: Mapping[str, float]) -> LogWriter:
-        definition = self._definition(resources)
-        path = create_experiment(definition, self._root)
+    def _new_log(self) -> LogWriter:
+        definition = self._definition()
+        path = create_experiment(definition, self._root, partial(store, self.objective))
         try:
             return LogWriter(path, definition)
         except BaseException:
-            shutil.rmtree(path, ignore_errors=True)
+            remove_experiment(path)
             raise
+
+    def _how_to_resume(self, address: str) -> str:
+        if self.path.name != self.name:  # the directory was renamed
+            return f"dask hpo resume {shlex.quote(str(self.path))} --address {address}"
+        root = "" if self._root is None else f" --path {shlex.quote(str(self._root))}"
+        return f"dask hpo resume {self.name} --address {address}{root}"
 
     @staticmethod
     def _finish(log: LogWriter, status: str, reason: str, wallclock_time: float) -> None:
@@ -250,22 +406,26 @@ class Tuner:
         finally:
             log.close()
 
-    def _settings(self, resources: Mapping[str, float]) -> Settings:
+    def _settings(self, keeper: Keeper) -> Settings:
         return Settings(
             experiment=self.name,
+            uid=self._uid,
             payload=self.objective.payload(),
             metric=self.scheduler.metric.name,
             isolation=self.isolation,
             grace_period_s=self.grace_period_s,
-            resources=dict(resources),
+            resources=dict(self.resources or {}),
             cpus_per_trial=self.cpus_per_trial,
             slots_by_host={},
+            limits=self.limits,
+            checkpoints=keeper.store,
         )
 
-    def _definition(self, resources: Mapping[str, float]) -> Definition:
+    def _definition(self) -> Definition:
         space = self.scheduler.space
         return Definition(
             name=self.name,
+            uid=self._uid,
             metric=self.scheduler.metric.name,
             mode=self.scheduler.metric.mode,
             space=space.definitions(),
@@ -273,12 +433,15 @@ class Tuner:
             started=datetime.now(timezone.utc),
             seed=self.seed,
             searcher=repr(self.scheduler.searcher),
-            scheduler=repr(self.scheduler),
+            scheduler=type(self.scheduler).__name__,
+            scheduler_options=self.scheduler.options,
             objective=self.objective.describe(),
+            payload=describe_payload(self.objective),
             stop_criterion=dataclasses.asdict(self.stop_criterion),
-            n_workers=self.n_workers,
-            resources=dict(resources),
-            isolation=self.isolation,
+            options={
+                **{name: getattr(self, name) for name in RESUMED_OPTIONS},
+                "checkpoints": self.checkpoints.to_json_dict(),
+            },
             dask_hpo_version=__version__,
             versions={"python": platform.python_version()},
         )
@@ -291,7 +454,8 @@ class Tuner:
         return (
             f"{statistics.failed} trials failed and {statistics.completed} completed: with "
             f"max_failure_rate={self.stop_criterion.max_failure_rate:g} the experiment "
-            f"{self.name!r} gave up. The first was trial {trial_id}: {failure.error}\n{details}"
+            f"{self.name!r} gave up. Once that is put right, resume it with a larger rate: 1 never "
+            f"gives up. The first was trial {trial_id}: {failure.error}\n{details}"
         ).rstrip()
 
     def __repr__(self) -> str:
@@ -303,17 +467,10 @@ def _name_for(objective: str) -> str:
     return f"{objective}-{now:%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
 
 
-def _write_records(log: LogWriter, commands: list[Command]) -> None:
-    for command in commands:
-        if isinstance(command, Record):
-            log.append(
-                command.event,
-                config=command.config,
-                value=command.value,
-                step=command.step,
-                worker=command.worker,
-                slots=command.slots,
-            )
+def _reason_of(error: BaseException) -> str:
+    if isinstance(error, KeyboardInterrupt):
+        return StopReason.INTERRUPTED.value
+    return "scheduler_lost" if isinstance(error, SchedulerLostError) else "error"
 
 
 def _status_of(reason: StopReason) -> str:
@@ -322,27 +479,18 @@ def _status_of(reason: StopReason) -> str:
     return "interrupted" if reason is StopReason.INTERRUPTED else "finished"
 
 
-@contextlib.contextmanager
-def _call_on_interrupt(stop: Callable[[], None]) -> Iterator[None]:
-    """Turn the first Ctrl-C into a request to stop, and leave the second as it is."""
-    if threading.current_thread() is not threading.main_thread():
-        yield  # only the main thread may handle signals
-        return
-
-    def on_interrupt(number: int, frame: FrameType | None) -> None:  # noqa: ARG001 - signal's
-        signal.signal(signal.SIGINT, previous)
-        stop()
-
-    previous = signal.signal(signal.SIGINT, on_interrupt)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, previous)
-
-
 def _positive(name: str, value: int | None) -> int | None:
     if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
         raise OptionError(f"{name}={value!r}: a whole number from 1 up, or None; give one")
+    return value
+
+
+def _check_lost_attempts(value: int) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+        raise OptionError(
+            f"max_lost_attempts={value!r}: a whole number from 0 up; give 0 to never run again "
+            "what was lost"
+        )
     return value
 
 

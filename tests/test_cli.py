@@ -128,6 +128,26 @@ def test_run_on_an_existing_cluster(script, tmp_path, shared_cluster):
     assert workers <= set(shared_cluster.workers())
 
 
+SAVES = """
+from dask_hpo import checkpoint_dir
+with checkpoint_dir().save(step=args.max_epochs) as folder:
+    (folder / "model").write_text("weights")
+"""
+
+
+@pytest.mark.parametrize("scheme", ["", "file://"])
+def test_a_place_for_checkpoints(script, tmp_path, scheme):
+    script.write_text(SCRIPT + SAVES)
+    done = dask(
+        *("hpo", "run", script, *ARGUMENTS, "--max-num-trials-started", 2, "--name", "there"),
+        *("--path", tmp_path / "experiments", "--checkpoints", f"{scheme}{tmp_path}/store"),
+        cwd=tmp_path,
+    )
+    assert done.returncode == 0, done.stderr
+    files = sorted(str(f.relative_to(tmp_path / "store")) for f in tmp_path.rglob("model"))
+    assert files == [f"there/trial-00000{i}/step-000003/model" for i in range(2)]
+
+
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
@@ -139,6 +159,10 @@ def test_run_on_an_existing_cluster(script, tmp_path, shared_cluster):
         (["--max-wallclock-time", "-3"], "max_wallclock_time=-3"),
         (["--name", "../up"], "../up"),
         (["--seed", "-1"], "random_seed=-1"),
+        (["--trial-timeout", "0"], "trial_timeout=0"),
+        (["--report-timeout", "-1"], "report_timeout=-1"),
+        (["--memory-limit", "a lot"], "memory_limit='a lot'"),
+        (["--max-lost-attempts", "-1"], "max_lost_attempts=-1"),
     ],
 )
 def test_bad_arguments_end_with_a_message_and_leave_nothing(script, tmp_path, changes, words):
@@ -164,6 +188,15 @@ def test_a_script_that_crashes_shows_its_error_and_fails(script, tmp_path):
     assert done.returncode == 1
     assert "no data in /data" in done.stderr
     assert "gave up" in done.stderr
+
+
+def test_scripts_that_hang_are_ended_and_show_where(script, tmp_path):
+    script.write_text("import time\nprint('so far', flush=True)\ntime.sleep(1000)\n")
+    limits = ("--report-timeout", 1, "--trial-timeout", 60, "--memory-limit", "4 GB")
+    done = dask("hpo", "run", script, *ARGUMENTS, *limits, "--path", tmp_path, cwd=tmp_path)
+    assert done.returncode == 1
+    assert "ReportTimeout: the trial reported nothing for 1." in done.stderr
+    assert "line 3 in <module>" in done.stderr
 
 
 def test_show_an_experiment_that_does_not_exist(tmp_path):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import platform
 import signal
 import sys
 import threading
@@ -27,7 +28,7 @@ from dask_hpo import (
     randint,
     uniform,
 )
-from dask_hpo.cluster.workers import WorkerWatch
+from dask_hpo.cluster.ask import ask
 from dask_hpo.errors import (
     ClusterError,
     ExperimentExistsError,
@@ -499,28 +500,6 @@ def test_a_killed_worker_costs_an_attempt_and_nothing_else(dask_processes, tmp_p
     )
 
 
-def test_a_dask_scheduler_that_dies_is_spoken_of_and_the_log_is_kept(
-    dask_processes, tmp_path, caplog
-):
-    dask_processes.add_worker()
-    run = tuner(
-        lambda x, n: time.sleep(0.05) or x,
-        dask_processes.client,
-        tmp_path,
-        limits={"max_wallclock_time": 120},
-    )
-    thread, seen = in_background(run)
-    wait_until(lambda: run.tuning.counts["completed"] >= 3, what="a few trials")
-    scheduler = dask_processes.processes[0]
-    scheduler.kill()
-    scheduler.wait()
-    wait_until(lambda: "does not answer" in caplog.text, what="the message")
-    run.stop()
-    thread.join(60)
-    assert seen[0].status == "interrupted"
-    assert len(seen[0].trials) >= 3
-
-
 def devices(x, n):
     seen = os.environ.get("CUDA_VISIBLE_DEVICES", "")
     time.sleep(0.1)
@@ -551,7 +530,7 @@ def test_a_local_cluster_has_a_worker_for_each_gpu(tmp_path, monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "5,7")  # as on a machine that has them
     experiment = tuner(devices, None, tmp_path, limits={"max_num_trials_started": 6}).run()
     ends = experiment.events.query("kind == 'end'")
-    assert experiment.definition.resources == {"GPU": 1}
+    assert experiment.definition.options["resources"] == {"GPU": 1}
     assert ends["worker"].nunique() == 2
     assert set(ends["first"]) == {5, 7}
     assert set(ends["devices"]) == {1}
@@ -594,12 +573,12 @@ def test_a_worker_with_another_version_of_the_package(dask_processes, tmp_path):
 
 
 def test_a_worker_with_another_python(client, tmp_path, monkeypatch):
-    check = WorkerWatch._check_python
+    async def as_if_older(client, workers, function, *arguments):
+        if function is platform.python_version:
+            return dict.fromkeys(workers, "3.9.1")
+        return await ask(client, workers, function, *arguments)
 
-    def as_if_older(self, versions):
-        check(self, dict.fromkeys(versions, "3.9.1"))
-
-    monkeypatch.setattr(WorkerWatch, "_check_python", as_if_older)
+    monkeypatch.setattr("dask_hpo.cluster.workers.ask", as_if_older)
     run = tuner(square, client, tmp_path)
     with pytest.raises(VersionMismatchError, match=r"runs Python 3\.9\.1"):
         run.run()
