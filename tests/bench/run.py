@@ -67,6 +67,15 @@ def sleep_30s(x: float) -> float:
     return x
 
 
+def report_ten_times(x: float) -> float:
+    from dask_hpo.report import Reporter
+
+    report = Reporter()
+    for step in range(10):
+        report(error=x + step)
+    return x
+
+
 def report_at_10_hz(x: float) -> float:
     from dask_hpo.report import Reporter
 
@@ -248,6 +257,27 @@ def bench_reports(root: Path) -> list[Row]:
     ]
 
 
+def bench_resume(root: Path) -> list[Row]:
+    n = 10_000
+    with cluster(2, 8) as client:
+        tune(client, root, report_ten_times, isolation="thread", max_num_trials_started=n)
+        (path,) = root.iterdir()
+        more = StoppingCriterion(max_num_trials_started=n + 1)
+        called = time.time()
+        tuner = Tuner.resume(path, client=client, stop_criterion=more, progress=False)
+        events = tuner.run().events
+    started = events.query(f"kind == 'start' and trial_id == {n}")["timestamp"].iloc[0].timestamp()
+    seconds = started - called
+    return [
+        Row(
+            f"resume of {n:,} trials ({len(events):,} rows), until its next trial has started",
+            f"{seconds:.1f} s",
+            "< 3 s",
+            seconds < 3,
+        )
+    ]
+
+
 def bench_log(root: Path) -> list[Row]:
     n, chunk = 100_000, 10_000
     definition = _definition()
@@ -304,9 +334,7 @@ def _definition() -> object:
         scheduler="FIFOScheduler",
         objective="none",
         stop_criterion={},
-        n_workers=16,
-        resources={},
-        isolation="process",
+        options={"n_workers": 16, "resources": {}, "isolation": "process"},
         dask_hpo_version=dask_hpo.__version__,
     )
 
@@ -317,6 +345,7 @@ BENCHES = {
     "fork": bench_fork,
     "reports": bench_reports,
     "log": bench_log,
+    "resume": bench_resume,
 }
 
 
