@@ -26,7 +26,7 @@ def block(language, containing):
 
 @pytest.fixture
 def training_script(tmp_path):
-    script = block("python", "argparse").replace(
+    script = block("python", "error = ...").replace(
         "error = ...", "error = args.learning_rate / epoch"
     )
     (tmp_path / "train_script.py").write_text(script)
@@ -38,7 +38,9 @@ def environment(folder):
 
 
 def test_the_example(training_script):
-    code = block("python", "n_workers=4").replace("600", "4")
+    code = block("python", "n_workers=4").replace(
+        "max_wallclock_time=600", "max_num_trials_completed=4"
+    )
     (training_script / "main.py").write_text(code)  # with no `if __name__ == "__main__"`
     done = subprocess.run(
         [sys.executable, "-W", "error::UserWarning", "main.py"],
@@ -68,10 +70,29 @@ def test_the_training_script_by_hand(training_script):
     assert "validation_error=0.25" in done.stdout
 
 
+def test_the_script_with_checkpoints(tmp_path):
+    script = tmp_path / "train_script.py"
+    script.write_text(block("python", "checkpoint_dir"))
+    (tmp_path / "here").mkdir()
+
+    def train(max_epochs):
+        return subprocess.check_output(
+            [*(sys.executable, script, "--learning_rate", "0.5"), "--max_epochs", str(max_epochs)],
+            cwd=tmp_path,
+            text=True,
+            env={**os.environ, "DASK_HPO_CHECKPOINTS": str(tmp_path / "here")},
+        )
+
+    assert train(2).splitlines()[-1] == "step 2: validation_error=0.25"
+    assert train(3) == "step 3: validation_error=0.125\n"
+
+
 def test_the_commands_and_the_query(training_script):
     commands = block("console", "dask hpo run").replace("\\\n", " ")
     for line in commands.splitlines():
-        command = line.removeprefix("$ ").replace("600", "3")
+        command = line.removeprefix("$ ").replace(
+            "--max-wallclock-time 600", "--max-num-trials-completed 4"
+        )
         bin_folder = str(Path(sys.executable).parent)
         env = environment(training_script)
         env["PATH"] = bin_folder + os.pathsep + env["PATH"]
