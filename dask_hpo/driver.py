@@ -185,7 +185,8 @@ class Driver:
     def _say_lost(self, endpoint: Endpoint, error: SchedulerLostError) -> None:
         logger.warning(
             "the Dask scheduler at %s is gone (%s): what was heard is in the log. Waiting up to "
-            "%g s for it to come back; Ctrl-C ends the experiment",
+            "%g s for it to come back; its workers ended with it, and must be started again, too. "
+            "Ctrl-C ends the wait",
             endpoint.address,
             error,
             self._reconnect_timeout_s,

@@ -354,7 +354,8 @@ class Tuner:
             finally:
                 keeper.close()
         except BaseException as error:
-            if not self.tuning.trials and self._past is None:
+            new = not self.tuning.trials and self._past is None
+            if new and not isinstance(error, SchedulerLostError):
                 log.close()
                 remove_experiment(self.path)  # nothing half-made is left behind
             else:

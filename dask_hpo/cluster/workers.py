@@ -12,6 +12,7 @@ from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 from distributed import Client
+from distributed.comm import CommClosedError
 
 from dask_hpo.cluster.ask import ANSWER_S, ask
 from dask_hpo.cluster.slots import slots_of
@@ -209,7 +210,7 @@ class WorkerWatch:
         settings = self._settings
         try:
             self._client.register_plugin(TrialHost(settings), name=settings.plugin)
-        except (VersionMismatchError, OSError, asyncio.TimeoutError):
+        except (VersionMismatchError, CommClosedError, asyncio.TimeoutError):
             raise
         except Exception as error:
             raise ClusterError(
