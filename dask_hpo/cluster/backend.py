@@ -46,7 +46,7 @@ from dask_hpo.cluster.messages import Message
 from dask_hpo.cluster.recall import Recollection, has_ended, recollect
 from dask_hpo.cluster.stops import Stops
 from dask_hpo.cluster.worker import End, Settings, TrialTask, recall_end, worker_of
-from dask_hpo.cluster.workers import WorkerWatch
+from dask_hpo.cluster.workers import POLL_S, WorkerWatch
 from dask_hpo.core.events import (
     Command,
     Event,
@@ -359,7 +359,7 @@ class DaskBackend:
             self._broken = "the connection to it broke"  # nobody else cancels all our futures
             return []
         end = flight.end if completed.end is None else completed.end.message
-        fetched = completed.end is not None or completed.error
+        fetched = completed.end is not None or completed.error or flight.taken_back
         if not fetched and (end is None or end["has_output"] or not completed.future.done()):
             self._client.loop.add_callback(self._fetch, completed.future)
             return []
@@ -385,12 +385,19 @@ class DaskBackend:
 
     async def _fetch(self, future: Future) -> None:
         """Get the result of a future, on the client's event loop."""
+        result = await self._gathered(future)
+        if result.error:
+            # Soon it is known whether the connection broke, or the worker is gone. Then others say
+            # what becomes of the attempt, and what it wrote is not given up for lost.
+            await asyncio.sleep(2 * POLL_S)
+            result = await self._gathered(future)
+        self._queue.put(result)
+
+    async def _gathered(self, future: Future) -> Completed:
         try:
-            end = await self._client.gather(future, asynchronous=True)
+            return Completed(future, await self._client.gather(future, asynchronous=True))
         except (Exception, asyncio.CancelledError) as error:  # noqa: BLE001 - whatever Dask raises
-            self._queue.put(Completed(future, error=f"{type(error).__name__}: {error}"))
-        else:
-            self._queue.put(Completed(future, end))
+            return Completed(future, error=f"{type(error).__name__}: {error}")
 
     def _end_without_result(self, flight: Flight, error: str, now: float) -> TrialEnded:
         outcome = Outcome.STOPPED if flight.taken_back else Outcome.LOST
@@ -460,14 +467,13 @@ class DaskBackend:
 
     def _take_end(self, start: StartTrial, recalled: Recalled) -> None:
         """Take the end of an attempt as it was kept; without one it is lost."""
-        flight = Flight(start.trial_id, start.attempt, None, frozenset())
-        now = self._clock()
         if not has_ended(recalled):
             worker = worker_of(recalled.run)
-            self._missed.append(lost(start.trial_id, start.attempt, now, worker))
+            self._missed.append(lost(start.trial_id, start.attempt, self._clock(), worker))
             return
+        flight = Flight(start.trial_id, start.attempt, None, frozenset())
         self._hear_what_was_missed(flight, start, recalled)
-        self._missed.append(ended(recalled.messages[-1], now))
+        self._missed.append(ended(recalled.messages[-1], flight.now))
 
     async def _fetch_output(self, recalled: Recalled) -> None:
         """Get what a trial wrote that ended while no driver was there."""
