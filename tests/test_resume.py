@@ -172,10 +172,10 @@ def test_what_ends_while_no_driver_lives_is_heard(dask_processes, search):
     driver = one.start()
     wait_until(lambda: len(one.lines("ended")) >= 2, what="two ends")
     kill(driver)
-    begun = len(one.lines("begun"))
-    wait_until(lambda: len(one.lines("ended")) == begun, what="the ends of what ran")
-    time.sleep(0.5)  # nobody submits another
-    assert len(one.lines("begun")) == begun
+    at_most = len(one.lines("begun")) + 2  # what was submitted may yet begin, in its slot
+    time.sleep(1)  # nobody submits another
+    wait_until(lambda: len(one.lines("ended")) == len(one.lines("begun")), what="their ends")
+    assert len(one.lines("begun")) <= at_most
     one.resume()
     one.check(attempts={1})
 
