@@ -41,7 +41,7 @@ __all__ = ["ProcessRunner", "Runner", "TrialRequest", "TrialResult", "default_is
 
 _IDLE_S = 600.0
 _MAX_TEMPLATES = 3  # tries for one attempt: one may have been idle, one may die as it imports
-_OUTPUT_CHARACTERS = 2_000
+_OUTPUT_CHARACTERS = 8_000  # a fatal error lists all extension modules behind its traceback
 
 
 def default_isolation() -> Literal["process", "spawn", "thread"]:
