@@ -205,11 +205,11 @@ def test_a_widening_cut_short_is_completed(tmp_path, monkeypatch):
     log.close()
     for part, content in narrow.items():
         part.write_bytes(content)
-    assert len({pq.read_schema(part) for part in folder.iterdir()}) == 2
+    assert len({tuple(pq.read_schema(part).names) for part in folder.iterdir()}) == 2
     (tmp_path / "e" / ".part-000003.parquet.scratch").write_bytes(b"half")
 
     log = resume(tmp_path, part_rows=4)
-    assert len({pq.read_schema(part) for part in folder.iterdir()}) == 1
+    assert len({tuple(pq.read_schema(part).names) for part in folder.iterdir()}) == 1
     write_trial(log, 4, late=1.0)
     log.close()
     assert set(counts(folder).values()) == {20}
